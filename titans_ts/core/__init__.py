@@ -1,0 +1,1 @@
+"""The neural memory: torch only, nothing of the rest of the package."""

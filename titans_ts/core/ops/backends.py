@@ -1,0 +1,37 @@
+"""Which ops exist, and which one runs a given memory."""
+
+from ..config import MemoryConfig
+from .chunked import chunked
+from .contract import Op, Rule
+from .exact_linear import exact_linear
+from .reference import reference
+
+OPS: dict[str, Op] = {"reference": reference, "chunked": chunked, "exact_linear": exact_linear}
+
+
+def choose(config: MemoryConfig) -> str:
+    """The name of the op that runs this memory: the configured one, else the fastest that computes it.
+
+    >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
+    ('exact_linear', 'chunked')
+    """
+    if config.op != "auto":
+        return config.op
+    return "exact_linear" if config.exact else "chunked"
+
+
+def rule_of(config: MemoryConfig) -> Rule:
+    """The constants of a memory's update rule: a linear memory is exact and needs no bounds.
+
+    >>> rule_of(MemoryConfig(depth=1)).chunk, rule_of(MemoryConfig(depth=2)).chunk
+    (1, 64)
+    """
+    if config.exact:
+        return Rule(chunk=1, tile=config.chunk)
+    return Rule(
+        chunk=config.chunk,
+        residual=config.residual,
+        step_budget=config.step_budget,
+        weight_cap=config.weight_cap,
+        tile=config.chunk,
+    )

@@ -1,0 +1,123 @@
+"""The dual form of the update rule for deep memories: matrix products over chunks, never a weight per token.
+
+Every gradient of a layer is rank one, `input_t^T delta_t`, so that reading the weights of every token of a chunk takes a
+masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together).
+
+B row, H head, C token of the chunk, K key, V value, G gate.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..networks import gradient_factors, normalize
+from ..pieces import Piece, join, pieces, real, take
+from ..state import MemoryState, where_rows
+from .coefficients import Coefficients, coefficients
+from .contract import Rule, Tokens, cap
+from .reference import at_rest
+
+
+def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
+    """Write and read all tokens, chunk by chunk; equal to the reference for every network and chunk length.
+
+    >>> from titans_ts.core.ops.contract import Rule, Tokens
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> start = MemoryState((one, one), (0 * one, 0 * one), (one, one), 0 * one[0], torch.zeros(1, dtype=torch.long), one[0])
+    >>> chunked(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4))[0].shape
+    torch.Size([1, 1, 1, 1])
+    """
+    time = tokens.keys.shape[2]
+    steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
+    reads = []
+    for step in steps:
+        read, state = one_chunk(state, tokens, rule, step)
+        reads.append(read)
+    arrived = time if tokens.lengths is None else tokens.lengths
+    offset = (state.offset + arrived) % rule.chunk
+    anchor, spent = at_rest(state.weights, state.anchor, state.spent, offset, rule)
+    out = join(reads, steps, time, 2) if reads else torch.zeros_like(tokens.values)
+    return out, state._replace(anchor=anchor, spent=spent, offset=offset)
+
+
+def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tuple[Tensor, MemoryState]:
+    """Reads and state after one step of `pieces`; the offset stays that of the whole call's start.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> start = MemoryState((one, one), (0 * one, 0 * one), (one, one), 0 * one[0], torch.zeros(1, dtype=torch.long), one[0])
+    >>> one_chunk(start, Tokens(one, one, one, 0 * one), Rule(chunk=4), Piece(0, 1, None, 0))[1].spent.item()
+    0.0
+    """
+    weights, momentum, anchor, spent = state.weights, state.momentum, state.anchor, state.spent
+    queries, keys, values = (take(x, step, 2) for x in tokens[:3])
+    theta = take(tokens.theta, step, 2)
+    eta = None if tokens.eta is None else take(tokens.eta, step, 2)
+    alpha = None if tokens.alpha is None else take(tokens.alpha, step, 2)
+    written = real(step, keys.device)
+    if tokens.observed is not None:
+        observed = take(tokens.observed, step, 1)
+        written = observed if written is None else written & observed
+
+    starts = torch.ones_like(state.offset, dtype=torch.bool) if step.index else state.offset == 0
+    if step.count is not None:
+        starts = starts & (step.count > 0)
+    weights = where_rows(starts, cap(weights, rule.weight_cap), weights)
+    anchor = where_rows(starts, weights, anchor)
+    spent = torch.where(starts[:, None, None], torch.zeros_like(spent), spent)
+
+    if written is not None:
+        theta = theta * written[:, None, :, None]
+    if rule.step_budget is not None:
+        total = (spent.unsqueeze(2) + theta.cumsum(2)).clamp(max=rule.step_budget)
+        theta = total.diff(dim=2, prepend=spent.unsqueeze(2))
+        spent = total[:, :, -1]
+
+    gates = [
+        coefficients(theta[..., g], None if eta is None else eta[..., g], None if alpha is None else alpha[..., g], written)
+        for g in range(theta.shape[-1])
+    ]
+    factors = gradient_factors(anchor, keys, values, residual=rule.residual)
+    x = queries
+    moved, pushed = [], []
+    for layer, (inputs, deltas) in enumerate(factors):
+        g = min(layer, len(gates) - 1)
+        if layer:
+            x = functional.gelu(x)
+        x = read_layer(gates[g], theta[..., g], x, weights[layer], momentum[layer], inputs, deltas)
+        weight, push = write_layer(gates[g], theta[..., g], weights[layer], momentum[layer], inputs, deltas)
+        moved.append(weight)
+        pushed.append(push)
+    read = queries + normalize(x)[0] if rule.residual else x
+    return read, state._replace(weights=tuple(moved), momentum=tuple(pushed), anchor=anchor, spent=spent)
+
+
+def read_layer(
+    gate: Coefficients, theta: Tensor, x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, deltas: Tensor
+) -> Tensor:
+    """`x_i W_i` for every token i of the chunk, W_i being the layer's weights after token i.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> read_layer(coefficients(one[0], None, None, None), one[0], one, one, one, one, one).item()
+    0.0
+    """
+    out = gate.keep.unsqueeze(-1) * (x @ weight)
+    if gate.carry is not None:
+        out = out + gate.carry.unsqueeze(-1) * (x @ momentum)
+    return out - ((x @ inputs.mT) * gate.mix * theta.unsqueeze(-2)) @ deltas
+
+
+def write_layer(
+    gate: Coefficients, theta: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, deltas: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The layer's weights and momentum after the last token of the chunk.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> write_layer(coefficients(one[0], None, None, None), one[0], 3 * one, one, one, one)[0].item()
+    2.0
+    """
+    moved = gate.keep[..., -1, None, None] * weight - (inputs * (gate.mix[..., -1, :] * theta).unsqueeze(-1)).mT @ deltas
+    if gate.carry is None or gate.fade_last is None or gate.trail_last is None:
+        return moved, momentum
+    moved = moved + gate.carry[..., -1, None, None] * momentum
+    pushed = gate.fade_last[..., None, None] * momentum - (inputs * (gate.trail_last * theta).unsqueeze(-1)).mT @ deltas
+    return moved, pushed

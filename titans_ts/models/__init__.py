@@ -1,0 +1,1 @@
+"""Backbones built on the memory, and the time-series model around them."""

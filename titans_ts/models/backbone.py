@@ -1,0 +1,64 @@
+"""A stack of Titans blocks that streams exactly.
+
+B row, T time, D model.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..core.layers import RMSNorm, SwiGLU
+from .blocks import BLOCKS
+from .config import BackboneConfig
+
+BackboneState = tuple[Any, ...]
+
+
+class Backbone(nn.Module):
+    """Pre-norm blocks of mixer and feed-forward layer: `y, state = backbone(x, state)`.
+
+    >>> backbone = Backbone(BackboneConfig(variant="mac"))
+    >>> x = torch.zeros(2, 9, 64)
+    >>> whole, _ = backbone(x)
+    >>> first, state = backbone(x[:, :5])
+    >>> torch.allclose(whole[:, 5:], backbone(x[:, 5:], state)[0], atol=1e-5)
+    True
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        hidden = max(1, round(config.expansion * config.dim))
+        self.mixers = nn.ModuleList(BLOCKS[config.variant](config) for _ in range(config.depth))
+        self.mixer_norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
+        self.feeds = nn.ModuleList(SwiGLU(config.dim, hidden) for _ in range(config.depth))
+        self.feed_norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
+        self.norm = RMSNorm(config.dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def initial_state(self, rows: int) -> BackboneState:
+        """The state before the first token."""
+        return tuple(mixer.initial_state(rows) for mixer in self.mixers)  # type: ignore[operator]
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: BackboneState | None = None,
+        observed: Bool[Tensor, "B T"] | None = None,
+        lengths: Int[Tensor, " B"] | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], BackboneState]:
+        """Outputs for every token and the state behind the last; arguments as in `NeuralMemory.forward`."""
+        if state is None:
+            state = self.initial_state(x.shape[0])
+        if x.shape[1] == 0:
+            return x, state
+        new = []
+        layers = zip(self.mixers, self.mixer_norms, self.feeds, self.feed_norms, state, strict=True)
+        for mixer, mixer_norm, feed, feed_norm, part in layers:
+            mixed, part = mixer(mixer_norm(x), part, observed, lengths)
+            x = x + self.dropout(mixed)
+            x = x + self.dropout(feed(feed_norm(x)))
+            new.append(part)
+        return self.norm(x), tuple(new)

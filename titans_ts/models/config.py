@@ -1,0 +1,69 @@
+"""The configuration of a backbone and of the time-series model around it."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ..core.config import MemoryConfig, require
+
+Variant = Literal["lmm", "mac", "mag", "mal"]
+VARIANTS: tuple[Variant, ...] = ("lmm", "mac", "mag", "mal")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackboneConfig:
+    """A stack of Titans blocks.
+
+    dim, depth: width of the tokens and number of blocks.
+    variant: how memory and attention are joined: "lmm" memory alone, "mac" memory as context, "mag" memory as gate,
+        "mal" memory as layer (sections 3 and 4 of the paper).
+    memory: the neural memory of every block; its `persistent` tokens also stand in front of the attention.
+    heads: attention heads ("mac", "mag", "mal").
+    window: tokens that sliding-window attention sees ("mag", "mal").
+    segment: tokens of one attention segment ("mac").
+    expansion: hidden width of the feed-forward layers, in multiples of dim.
+    dropout: share of every block's output that is dropped in training.
+
+    >>> BackboneConfig(variant="mag").memory.dim
+    64
+    """
+
+    dim: int = 64
+    depth: int = 2
+    variant: Variant = "lmm"
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(dim=64, heads=2, depth=1, persistent=4))
+    heads: int = 4
+    window: int = 32
+    segment: int = 16
+    expansion: float = 2.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.variant in VARIANTS, f"variant={self.variant!r} must be one of {', '.join(VARIANTS)}.")
+        require(
+            self.memory.dim == self.dim,
+            f"memory.dim={self.memory.dim} must equal dim={self.dim}: pass memory=MemoryConfig(dim={self.dim}, ...).",
+        )
+        for name in ("depth", "heads", "window", "segment"):
+            require(getattr(self, name) >= 1, f"BackboneConfig({name}={getattr(self, name)}) must be at least 1.")
+        require(self.dim % self.heads == 0, f"dim={self.dim} must be a multiple of heads={self.heads}.")
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1).")
+
+
+# What a variant is known by, at the sizes that forecasting on a CPU wants.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {"dim": 32, "depth": 1, "heads": 2},
+    "small": {"dim": 64, "depth": 2, "heads": 4},
+    "base": {"dim": 128, "depth": 3, "heads": 8},
+}
+
+
+def preset(name: str, variant: Variant = "lmm", **changes: Any) -> BackboneConfig:
+    """A backbone configuration by size: "tiny", "small" or "base"; `changes` replace single fields.
+
+    >>> preset("tiny", "mac").memory.dim
+    32
+    """
+    require(name in PRESETS, f"preset {name!r} does not exist: there are {', '.join(PRESETS)}.")
+    sizes = PRESETS[name]
+    memory = MemoryConfig(dim=sizes["dim"], heads=2, depth=1, persistent=4)
+    return replace(BackboneConfig(memory=memory, variant=variant, **sizes), **changes)
