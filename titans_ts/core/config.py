@@ -33,9 +33,10 @@ class MemoryConfig:
     persistent: learned tokens that every memory absorbs before its first real token (eq. 19).
     normalize: RMS norm over each head's read before the output gate; off keeps the read's magnitude, which
         regression wants and classification does not.
-    step_budget: largest sum of the steps theta inside one chunk of a deep memory. A frozen gradient of a repeated key
-        adds up over the chunk and diverges once the sum passes 1 / |Jacobian|^2, about 0.8 for a fresh network of
-        depth 2; 0.5 leaves room for its growth. None: no bound (for experiments). Linear memories need none.
+    step_budget: largest sum of the steps theta inside one chunk of a deep memory, each divided by its token's
+        `stiffness`. A frozen gradient of a repeated key adds up over the chunk: at 0.5 the chunk closes the whole error
+        of such a key, and once the sum passes 1 it diverges. None: neither the sum is bounded nor the steps divided (for
+        experiments). Linear memories need none.
     weight_cap: a deep memory's layer is scaled back at chunk starts to a Frobenius norm of at most
         `weight_cap * sqrt(fan_out)`, `weight_cap` times that of a fresh layer: with the budget it makes the state
         bounded whatever comes in.

@@ -18,9 +18,9 @@ from .ops.contract import Tokens
 from .state import MemoryState, map_state
 
 # What an untrained memory does: it forgets a thousandth a token (half-life 700 tokens) and averages its surprise over
-# about two. A linear memory closes half of the error of a token; a deep one, whose chunk shares one budget, spends
+# about two. A linear memory closes the error of a token; a deep one, whose chunk shares one budget, spends
 # the budget evenly over the chunk.
-FORGET, MOMENTUM, LINEAR_STEP = 1e-3, 0.5, 0.25
+FORGET, MOMENTUM, LINEAR_STEP = 1e-3, 0.5, 0.5
 
 
 def logit(p: float) -> float:
@@ -66,6 +66,12 @@ class NeuralMemory(nn.Module):
             self.gates.bias.copy_(bias[:, None].expand(3, heads * self.num_gates).reshape(-1))
         shapes = layer_shapes(config.head_dim, config.depth, config.expansion)
         self.initial = nn.ParameterList(torch.randn(heads, i, o) / i**0.5 for i, o in shapes)
+        with torch.no_grad():
+            # Keys start as a mix of the last tokens and queries as the token itself, so that "what followed this" can
+            # be found from the first step on; and a memory that holds nothing says nothing.
+            self.conv.weight[dim : 2 * dim] = 0.5 * torch.randn(dim, 1, config.conv)
+            if not config.residual:
+                self.initial[-1].zero_()
         self.norm = RMSNorm(config.head_dim)
         self.gate = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
@@ -129,8 +135,8 @@ class NeuralMemory(nn.Module):
             eta = eta.to(exact).sigmoid() if self.config.momentum else None
             theta = theta.to(exact).sigmoid()
             tokens = Tokens(
-                queries=functional.normalize(functional.silu(queries.to(exact)), dim=-1),
-                keys=functional.normalize(functional.silu(keys.to(exact)), dim=-1),
+                queries=functional.normalize(queries.to(exact), dim=-1),
+                keys=functional.normalize(keys.to(exact), dim=-1),
                 values=values.to(exact),
                 theta=theta if eta is None else theta * (1 - eta),
                 eta=eta,
@@ -150,7 +156,7 @@ class NeuralMemory(nn.Module):
         """Norm, output gate and output projection (section 4.4)."""
         if self.config.normalize:
             read = self.norm(read)
-        return self.out(read.movedim(1, 2).flatten(2) * functional.silu(self.gate(x)))  # type: ignore[no-any-return]
+        return self.out(read.movedim(1, 2).flatten(2) * self.gate(x).sigmoid())  # type: ignore[no-any-return]
 
     def lookup(
         self, weights: tuple[Float[Tensor, "B H _ _"], ...], queries: Float[Tensor, "B T D"]
@@ -158,6 +164,6 @@ class NeuralMemory(nn.Module):
         """Read given weights at given queries and write nothing (eq. 21)."""
         with torch.autocast(queries.device.type, enabled=False):
             exact = weights[0].dtype
-            unit = functional.normalize(functional.silu(self.split_heads(queries.to(exact))), dim=-1)
+            unit = functional.normalize(self.split_heads(queries.to(exact)), dim=-1)
             read = recall(weights, unit, residual=self.config.residual)
         return read.to(queries.dtype).movedim(1, 2).flatten(2)

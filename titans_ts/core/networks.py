@@ -87,3 +87,18 @@ def gradient_factors(
     for layer in range(len(weights) - 1, 0, -1):
         deltas.append((deltas[-1] @ weights[layer].mT) * gelu_slope(sums[layer - 1]))
     return list(zip(inputs, reversed(deltas), strict=True))
+
+
+def stiffness(gradient_square: Tensor, delta_square: Tensor) -> Tensor:
+    """The factor by which a token's own step is to be divided, `|gradient|^2 / |delta|^2`, at least 1.
+
+    gradient_square: of the loss with respect to all weights. delta_square: with respect to the network's output.
+
+    The quotient is the curvature that the step meets: the output moves by `theta * quotient * |delta|` along delta. It is
+    1 for a linear memory with unit keys, and grows with the square of the network's Jacobian, so that a step which is safe
+    for a fresh network is not safe for one that has grown.
+
+    >>> stiffness(torch.tensor([1.0, 8.0]), torch.tensor([2.0, 2.0])).tolist()
+    [1.0, 4.0]
+    """
+    return (gradient_square / (delta_square + 1e-12)).clamp(min=1.0)

@@ -19,6 +19,8 @@ BackboneState = tuple[Any, ...]
 class Backbone(nn.Module):
     """Pre-norm blocks of mixer and feed-forward layer: `y, state = backbone(x, state)`.
 
+    The output is the residual stream itself: a regression head wants its magnitude, which a last norm would remove.
+
     >>> backbone = Backbone(BackboneConfig(variant="mac"))
     >>> x = torch.zeros(2, 9, 64)
     >>> whole, _ = backbone(x)
@@ -35,7 +37,6 @@ class Backbone(nn.Module):
         self.mixer_norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
         self.feeds = nn.ModuleList(SwiGLU(config.dim, hidden) for _ in range(config.depth))
         self.feed_norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
-        self.norm = RMSNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
     def initial_state(self, rows: int) -> BackboneState:
@@ -61,4 +62,4 @@ class Backbone(nn.Module):
             x = x + self.dropout(mixed)
             x = x + self.dropout(feed(feed_norm(x)))
             new.append(part)
-        return self.norm(x), tuple(new)
+        return x, tuple(new)

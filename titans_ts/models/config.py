@@ -67,3 +67,40 @@ def preset(name: str, variant: Variant = "lmm", **changes: Any) -> BackboneConfi
     sizes = PRESETS[name]
     memory = MemoryConfig(dim=sizes["dim"], heads=2, depth=1, persistent=4)
     return replace(BackboneConfig(memory=memory, variant=variant, **sizes), **changes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeSeriesConfig:
+    """The time-series model around a backbone.
+
+    horizon: steps that one forecast reaches.
+    context: steps of the raw window that scale and head look at; what lies further back is the memory's.
+    patch: steps of one token.
+    quantiles: levels of the quantile head, increasing.
+    backbone: the blocks between embedding and head.
+
+    >>> TimeSeriesConfig(horizon=24, context=96, patch=16, quantiles=(0.1, 0.5, 0.9)).num_tokens
+    6
+    """
+
+    horizon: int
+    context: int
+    patch: int
+    quantiles: tuple[float, ...]
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "context", "patch"):
+            require(getattr(self, name) >= 1, f"TimeSeriesConfig({name}={getattr(self, name)}) must be at least 1.")
+        require(self.patch <= self.context, f"patch={self.patch} cannot be longer than context={self.context}.")
+        levels = self.quantiles
+        rising = all(a < b for a, b in zip(levels, levels[1:], strict=False))
+        require(
+            bool(levels) and rising and 0 < levels[0] and levels[-1] < 1,
+            f"quantiles={levels} must be increasing numbers between 0 and 1.",
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that cover the context: what the head sees at once."""
+        return -(-self.context // self.patch)

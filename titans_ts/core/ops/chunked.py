@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..networks import gradient_factors, normalize
+from ..networks import gradient_factors, normalize, stiffness
 from ..pieces import Piece, join, pieces, real, take
 from ..state import MemoryState, where_rows
 from .coefficients import Coefficients, coefficients
-from .contract import Rule, Tokens, cap
+from .contract import Rule, Tokens, cap, lasting
 from .reference import at_rest
 
 
@@ -67,16 +67,20 @@ def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tu
 
     if written is not None:
         theta = theta * written[:, None, :, None]
+    factors = gradient_factors(anchor, keys, values, residual=rule.residual)
     if rule.step_budget is not None:
-        total = (spent.unsqueeze(2) + theta.cumsum(2)).clamp(max=rule.step_budget)
-        theta = total.diff(dim=2, prepend=spent.unsqueeze(2))
+        share = torch.ones_like(theta) if eta is None else lasting(eta)
+        total = (spent.unsqueeze(2) + (theta / share).cumsum(2)).clamp(max=rule.step_budget)
+        granted = total.diff(dim=2, prepend=spent.unsqueeze(2))
         spent = total[:, :, -1]
+        squares = [inputs.square().sum(-1) * deltas.square().sum(-1) for inputs, deltas in factors]
+        stiff = stiffness(torch.stack(squares).sum(0), factors[-1][1].square().sum(-1))
+        theta = granted * share / stiff.unsqueeze(-1)
 
     gates = [
         coefficients(theta[..., g], None if eta is None else eta[..., g], None if alpha is None else alpha[..., g], written)
         for g in range(theta.shape[-1])
     ]
-    factors = gradient_factors(anchor, keys, values, residual=rule.residual)
     x = queries
     moved, pushed = [], []
     for layer, (inputs, deltas) in enumerate(factors):

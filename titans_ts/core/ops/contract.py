@@ -39,7 +39,8 @@ class Rule:
 
     chunk: tokens between two anchors; 1 takes every gradient at the current weights (eq. 13, 14).
     residual: the memory network is `x + LN(MLP(x))`.
-    step_budget: bound on the sum of theta inside a chunk: a step takes what the chunk has left, at most. None: none.
+    step_budget: bound on the sum of theta / (1 - eta) inside a chunk, which is what the steps have done once the momentum
+        has spent itself: a step takes what the chunk has left, at most, and is divided by its `stiffness`. None: neither.
     weight_cap: bound on a layer's Frobenius norm at chunk starts, in units of sqrt(fan_out). None: none.
     tile: tokens that the exact linear form solves for at once; no effect on the result.
     """
@@ -49,6 +50,15 @@ class Rule:
     step_budget: float | None = None
     weight_cap: float | None = None
     tile: int = 64
+
+
+def lasting(eta: Tensor) -> Tensor:
+    """`1 - eta`, the share of a step's whole effect that it has at once; never quite 0, since one divides by it.
+
+    >>> lasting(torch.tensor([0.75, 1.0])).tolist()
+    [0.25, 9.999999960041972e-13]
+    """
+    return (1 - eta).clamp(min=1e-12)
 
 
 Op = Callable[[MemoryState, Tokens, Rule], tuple[Tensor, MemoryState]]

@@ -1,24 +1,32 @@
 """The definition of the update rule, one token at a time; every other op equals this one."""
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ..networks import recall
+from ..networks import normalize, recall, stiffness
 from ..state import MemoryState, where_rows
-from .contract import Rule, Tokens, cap
+from .contract import Rule, Tokens, cap, lasting
 
 
-def gradient(weights: tuple[Tensor, ...], key: Tensor, value: Tensor, residual: bool) -> tuple[Tensor, ...]:
-    """The gradient of eq. 12's loss with respect to the memory's weights, by autograd.
+def gradient(
+    weights: tuple[Tensor, ...], key: Tensor, value: Tensor, residual: bool
+) -> tuple[tuple[Tensor, ...], Float[Tensor, "B H"]]:
+    """The gradient of eq. 12's loss with respect to the memory's weights, by autograd, and its stiffness.
 
-    >>> gradient((torch.zeros(1, 1, 1, 1),), torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), False)[0].item()
-    -2.0
+    >>> surprise, stiff = gradient((torch.zeros(1, 1, 1, 1),), torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), False)
+    >>> surprise[0].item(), stiff.item()
+    (-2.0, 1.0)
     """
     outer = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = tuple(w if outer and w.requires_grad else w.detach().requires_grad_() for w in weights)
-        loss = (recall(leaves, key, residual=residual) - value).square().sum()
-        return torch.autograd.grad(loss, leaves, create_graph=outer)
+        output = recall(leaves, key)
+        prediction = key + normalize(output)[0] if residual else output
+        loss = (prediction - value).square().sum()
+        *surprise, delta = torch.autograd.grad(loss, (*leaves, output), create_graph=outer)
+    whole = torch.stack([part.square().sum((-2, -1)) for part in surprise]).sum(0)
+    return tuple(surprise), stiffness(whole, delta.square().sum((-2, -1)))
 
 
 def reference(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -46,10 +54,12 @@ def reference(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, M
         spent = torch.where(starts[:, None, None], torch.zeros_like(spent), spent)
 
         theta = tokens.theta[:, :, t]
+        surprise, stiff = gradient(anchor, tokens.keys[:, :, t : t + 1], tokens.values[:, :, t : t + 1], rule.residual)
         if rule.step_budget is not None:
-            theta = torch.minimum(theta, rule.step_budget - spent)
-            spent = torch.where(written[:, None, None], spent + theta, spent)
-        surprise = gradient(anchor, tokens.keys[:, :, t : t + 1], tokens.values[:, :, t : t + 1], rule.residual)
+            share = torch.ones_like(theta) if tokens.eta is None else lasting(tokens.eta[:, :, t])
+            granted = torch.minimum(theta / share, rule.step_budget - spent)
+            spent = torch.where(written[:, None, None], spent + granted, spent)
+            theta = granted * share / stiff.unsqueeze(-1)
 
         pushed, moved = [], []
         for layer in range(len(weights)):

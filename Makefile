@@ -1,0 +1,50 @@
+PYTHON ?= python3
+# Installed first and alone: whichever build of torch your pip is set up for (CPU or CUDA) is then the one everything uses.
+TORCH := $(shell grep '^torch==' constraints.txt)
+SOURCES := $(shell find titans_ts datasets -type f -not -name '*.pyc')
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-long lint clean check-wheel
+
+demo: .venv-demo/.installed
+	.venv-demo/bin/titans-ts demo --out demo_out
+
+test: lint
+	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -q -n 2
+	$(MAKE) --no-print-directory check-wheel
+
+test-long: .venv-test/.installed
+	.venv-test/bin/python -m pytest -q -m long
+
+lint: .venv-test/.installed
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/ruff check .
+	.venv-test/bin/mypy
+
+# The README's quick start, as someone sees it who has only the wheel. The sdist is built on the way: the wheel comes from it.
+check-wheel: .venv-test/.installed .venv-wheel/.torch
+	rm -rf dist && mkdir dist
+	.venv-test/bin/python -m build --outdir dist . > dist/build.log || { cat dist/build.log; exit 1; }
+	.venv-wheel/bin/python -m pip uninstall --quiet --yes titans-ts
+	.venv-wheel/bin/python $(PIP_INSTALL) dist/titans_ts-*.whl
+	.venv-wheel/bin/python -I tests/check_wheel.py README.md
+
+.venv-demo/.installed: .venv-demo/.torch pyproject.toml $(SOURCES)
+	.venv-demo/bin/python $(PIP_INSTALL) ".[plot]"
+	touch $@
+
+.venv-test/.installed: .venv-test/.torch pyproject.toml
+	.venv-test/bin/python $(PIP_INSTALL) -e ".[dev,plot]"
+	touch $@
+
+.venv-%/.torch: constraints.txt
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/python $(PIP_INSTALL) "$(TORCH)"
+	touch $@
+
+# A wheel whose dependencies changed gets an environment that has never seen the old ones.
+.venv-wheel/.torch: pyproject.toml
+
+clean:
+	rm -rf .venv-demo .venv-test .venv-wheel dist demo_out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find titans_ts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,183 @@
+"""Finds a data set by name, checks that its bytes are the known ones, and reads them into a long frame.
+
+What is known of each set stands in `manifest.toml`. The bytes are looked for in the folder of the call, in
+`$TITANS_TS_DATA`, among the sets that come with the package and in the user's cache; only then are they downloaded,
+and only then is anything written.
+"""
+
+import gzip
+import hashlib
+import io
+import logging
+import os
+import tomllib
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import pooch
+
+ENVIRONMENT_VARIABLE = "TITANS_TS_DATA"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """What is known of a data set before a byte of it is read.
+
+    >>> describe("elnino").season_length
+    12
+    """
+
+    name: str
+    title: str
+    file: str
+    sha256: str
+    layout: Literal["long", "wide"]
+    freq: str
+    season_length: int
+    series: int
+    rows: int
+    licence: str
+    source: str
+    subfolder: str | None = None
+    time_column: str = "ds"
+    url: str | None = None
+    note: str | None = None
+    rename: Mapping[str, str] = field(default_factory=dict)
+
+
+def names() -> list[str]:
+    """The names that `load` knows, in alphabetical order.
+
+    >>> names()
+    ['co2', 'elnino', 'etth1', 'etth2', 'ettm1', 'ettm2', 'macrodata', 'nile', 'sunspots', 'weather']
+    """
+    return sorted(_cards())
+
+
+def describe(name: str) -> Card:
+    """The card of a data set: title, frequency, shape, licence, source, hash.
+
+    >>> card = describe("co2")
+    >>> card.freq, card.series, card.rows, card.licence
+    ('W-SAT', 1, 2284, 'public domain')
+    """
+    cards = _cards()
+    if name not in cards:
+        raise ValueError(f"there is no data set {name!r}; known are {', '.join(sorted(cards))}")
+    return cards[name]
+
+
+def load(name: str, folder: str | os.PathLike[str] | None = None) -> pd.DataFrame:
+    """The data set as a long frame: `unique_id`, `ds` (time stamps) and `y` (float, NaN where missing).
+
+    Series come in the order of the file, and each in the order of time. The file is taken from the first of: `folder`,
+    `$TITANS_TS_DATA`, the sets that come with the package, the user's cache, a download into that cache. Its sha256 is
+    checked wherever it was found.
+
+    >>> load("sunspots").head(2)
+      unique_id         ds     y
+    0  sunspots 1700-01-01   5.0
+    1  sunspots 1701-01-01  11.0
+    """
+    card = describe(name)
+    path = _find(card, _folders(folder)) or _download(card, folder)
+    content = _checked(card, path)
+    return _read_long(content) if card.layout == "long" else _read_wide(content, card)
+
+
+@cache
+def _cards() -> dict[str, Card]:
+    entries = tomllib.loads(Path(__file__).with_name("manifest.toml").read_text(encoding="utf-8"))
+    return {name: Card(name=name, **entry) for name, entry in entries.items()}
+
+
+def _shipped() -> Path:
+    """An installed wheel keeps the sets beside this file; a checkout, in `datasets/` at its top."""
+    installed = Path(__file__).with_name("_datasets")
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "datasets"
+
+
+def _user_cache() -> Path:
+    return Path(pooch.os_cache("titans_ts"))
+
+
+def _folders(folder: str | os.PathLike[str] | None) -> list[Path]:
+    asked = [folder, os.environ.get(ENVIRONMENT_VARIABLE)]
+    return [Path(place).expanduser() for place in asked if place] + [_shipped(), _user_cache()]
+
+
+def _find(card: Card, folders: list[Path]) -> Path | None:
+    for folder in folders:
+        for place in (folder, folder / card.subfolder) if card.subfolder else (folder,):
+            for path in (place / card.file, place / f"{card.file}.gz"):
+                if path.is_file():
+                    return path
+    return None
+
+
+def _checked(card: Card, path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole gzip file ({error}): delete it, or replace it.") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != card.sha256:
+        raise ValueError(
+            f"{path} is not the data set {card.name!r}: the sha256 of its uncompressed bytes is {sha256}, "
+            f"and {card.sha256} was expected. Delete it, or put the right file there."
+        )
+    return content
+
+
+def _download(card: Card, folder: str | os.PathLike[str] | None) -> Path:
+    if card.url is None:
+        raise FileNotFoundError(_missing(card, folder, "no stable public address is known to download it from"))
+    try:
+        with _quiet(pooch.get_logger()):
+            path = pooch.retrieve(card.url, known_hash=f"sha256:{card.sha256}", fname=card.file, path=_user_cache())
+    except OSError as error:  # of the network (requests raises these too) or of the disk
+        raise FileNotFoundError(_missing(card, folder, f"downloading {card.url} failed ({error})")) from error
+    except ValueError as error:  # pooch has deleted what it had downloaded
+        raise ValueError(_missing(card, folder, f"what {card.url} sends has another sha256")) from error
+    return Path(path)
+
+
+def _missing(card: Card, folder: str | os.PathLike[str] | None, why: str) -> str:
+    places = "\n".join(f"  {place}" for place in _folders(folder))
+    below = f", or in a subfolder {card.subfolder!r} of one of them" if card.subfolder else ""
+    return (
+        f"data set {card.name!r} is not on this machine, and {why}. Put {card.file} or {card.file}.gz "
+        f"(sha256 of the uncompressed bytes: {card.sha256}) in one of these folders{below}:\n{places}\n"
+        f"or name another with load({card.name!r}, folder=...) or ${ENVIRONMENT_VARIABLE}."
+    )
+
+
+@contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
+    """The library prints nothing unless asked; pooch announces every download on stderr."""
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read_long(content: bytes) -> pd.DataFrame:
+    frame = pd.read_csv(io.BytesIO(content), dtype={"unique_id": "str", "y": "float64"}, parse_dates=["ds"])
+    return frame[["unique_id", "ds", "y"]]
+
+
+def _read_wide(content: bytes, card: Card) -> pd.DataFrame:
+    wide = pd.read_csv(io.BytesIO(content), parse_dates=[card.time_column]).rename(columns=dict(card.rename))
+    long = wide.melt(id_vars=card.time_column, var_name="unique_id", value_name="y")
+    long = long.rename(columns={card.time_column: "ds"}).astype({"y": "float64"})
+    return long[["unique_id", "ds", "y"]]

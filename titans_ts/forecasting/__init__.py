@@ -1,0 +1,1 @@
+"""Forecasting panels of time series: data at the door, forecasters behind it."""

@@ -1,0 +1,350 @@
+"""The door that every forecaster shares: frames in, frames out, and the rules in between. A subclass brings only the
+numbers.
+
+A subclass stores its constructor parameters (those annotated on `PanelForecaster`, and its own) and has five hooks. All
+but `_learn` are pure: states go in and come out, row i of a state is series i.
+
+| hook | promise |
+|---|---|
+| `_learn(panel)` | learns what all series share into attributes that end in `_` |
+| `_start(panel) -> state` | the state after these histories |
+| `_advance(state, rows, new) -> state` | the whole state after `new` came, whose series i is row `rows[i]` |
+| `_append(state, other) -> state` | the rows of `other` after those of `state` |
+| `_forecast(state, rows) -> Forecast` | those rows, over the whole fitted horizon, at the trained quantile levels |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from numbers import Integral
+from typing import Any, NoReturn, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from .clock import Clock, CountClock, season_length
+from .door import read, show
+from .forecast import Forecast, interval_levels, quantiles_at
+from .layout import Layout
+from .metrics import weighted_quantile_loss
+from .panel import DataError, Float, Int, Panel, future_times, shorten
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a forecaster knows of its series: ids, where each of them ends on the clock, and their state. Replaced
+    whole, never changed."""
+
+    ids: tuple[Hashable, ...]
+    ends: Int
+    phases: Int
+    clock: Clock
+    state: Any
+
+    @cached_property
+    def rows(self) -> Mapping[Hashable, int]:
+        """Which row of the state a series has."""
+        return {name: row for row, name in enumerate(self.ids)}
+
+
+class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
+    """Fit, predict, update and score panels; see the module for the hooks.
+
+    Rows of a panel are not exchangeable, so scikit-learn's rules hold wherever they speak of parameters, cloning,
+    fitting, tags, display, pickling and search (with a splitter that cuts every series in time), and its array checks
+    do not apply.
+    """
+
+    horizon: int
+    freq: str | int | None
+    season_length: int | None
+    quantiles: Sequence[float]
+    on_gap: str
+    on_duplicate: str
+    id_col: str
+    time_col: str
+    target_col: str
+
+    freq_: str | int
+    season_length_: int
+    skipped_: dict[Hashable, str]
+    _known: Known
+    _layout: Layout
+
+    # Hooks
+
+    def _learn(self, panel: Panel) -> None:
+        raise NotImplementedError
+
+    def _start(self, panel: Panel) -> Any:
+        raise NotImplementedError
+
+    def _advance(self, state: Any, rows: Int, new: Panel) -> Any:
+        raise NotImplementedError
+
+    def _append(self, state: Any, other: Any) -> Any:
+        raise NotImplementedError
+
+    def _forecast(self, state: Any, rows: Int) -> Forecast:
+        raise NotImplementedError
+
+    # The public surface
+
+    def fit(self, y: Any, X: object = None) -> Self:
+        """Learn from the panel `y` and remember where each series ends; `X` is ignored (scikit-learn's searches pass
+        it).
+
+        `y` is a long frame, a Series or wide frame with a time index, a 1-D or 2-D array `[time, series]`, or an
+        iterable of GluonTS entries.
+        """
+        _whole(self.horizon, "horizon")
+        panel, layout, skipped = self._read(y)
+        self._prepare(panel, layout, skipped)
+        self._learn(panel)
+        self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
+        return self
+
+    def predict(
+        self,
+        horizon: int | None = None,
+        y: Any = None,
+        quantiles: Iterable[float] | None = None,
+        level: float | Iterable[float] | None = None,
+        future: Any = None,
+        ids: Iterable[Hashable] | None = None,
+    ) -> Any:
+        """Forecasts in the kind of the data that came (`Layout` has the table); nothing is changed.
+
+        The point forecast's column has the class's name, `quantiles=(0.1,)` adds `<name>-ql0.1`, `level=(80,)` adds
+        `<name>-lo-80` and `<name>-hi-80`. `y=` forecasts these histories instead, with what was learnt, and forgets
+        them. `ids=` picks series.
+        """
+        check_is_fitted(self, "_known")
+        steps = self._steps(horizon)
+        if future is not None and not getattr(self, "known_covariates", ()):
+            raise ValueError(
+                "future= came, but no covariates are configured: leave it out, or fit with known_covariates="
+            )
+        if y is None:
+            known, layout = self._known, self._layout
+        else:
+            panel, layout, _ = self._read(y, clock=self._known.clock)
+            known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
+        rows = _rows_of(known, ids)
+        forecast = self._forecast(known.state, rows)
+        forecast = Forecast(forecast.point[:, :steps], forecast.quantiles[:, :steps], forecast.levels)
+        times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
+        return layout.write(tuple(known.ids[row] for row in rows), times, self._columns(forecast, quantiles, level))
+
+    def update(self, y_new: Any) -> Self:
+        """Take in the rows that follow: time and memory grow with the new rows only. All of them are taken, or none.
+
+        Every series must go on at its next step; a new id begins a new series; series without new rows stay as they
+        are.
+        """
+        check_is_fitted(self, "_known")
+        known = self._known
+        new, skipped = self._read_on(y_new, known)
+        targets = np.array([known.rows.get(name, -1) for name in new.ids], dtype=np.int64)
+        old, fresh = np.flatnonzero(targets >= 0), np.flatnonzero(targets < 0)
+        state, ids, ends, phases = known.state, known.ids, known.ends, known.phases
+        if old.size:
+            state = self._advance(state, targets[old], new.select(old))
+            ends = ends.copy()
+            ends[targets[old]] = new.ends[old]
+        if fresh.size:
+            born = new.select(fresh)
+            state = self._append(state, self._start(born))
+            ids, ends, phases = ids + born.ids, np.concatenate([ends, born.ends]), np.concatenate([phases, born.phases])
+        self._known, self.skipped_ = Known(ids, ends, phases, known.clock, state), {**self.skipped_, **skipped}
+        return self
+
+    def score(self, y: Any, X: object = None) -> float:
+        """Minus the scaled CRPS of the rows `y` that follow what is known (larger is better); nothing is changed.
+
+        Rows beyond the horizon are forecast after the rows before them came. The CRPS is twice the quantile loss
+        averaged over the trained levels, divided by the mean of `|y|` over the whole panel (the weighted quantile loss
+        of GluonTS and GIFT-Eval): a series of zeros cannot spoil it, and a large series counts more than a small one.
+        """
+        check_is_fitted(self, "_known")
+        new, _ = self._read_on(y, self._known)
+        strangers = [name for name in new.ids if name not in self._known.rows]
+        if strangers:
+            raise DataError(
+                f"series {shorten(strangers)} cannot be scored: no history is known. "
+                "Fix: update() with their past, or drop them."
+            )
+        rows = np.array([self._known.rows[name] for name in new.ids], dtype=np.int64)
+        state, truths, forecasts = self._known.state, [], []
+        while True:
+            forecast = self._forecast(state, rows)
+            now = new.head(self.horizon)
+            inside = np.arange(self.horizon) < now.lengths[:, None]
+            truths.append(now.values)
+            forecasts.append(forecast.quantiles[inside])
+            more = np.flatnonzero(new.lengths > self.horizon)
+            if not more.size:
+                break
+            state = self._advance(state, rows[more], now.select(more))
+            rows, new = rows[more], new.select(more).drop_head(self.horizon)
+        return -weighted_quantile_loss(np.concatenate(truths), np.concatenate(forecasts), forecast.levels)
+
+    @property
+    def fitted_ids_(self) -> tuple[Hashable, ...]:
+        """The ids of the known series, in the order they came."""
+        check_is_fitted(self, "_known")
+        return self._known.ids
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.no_validation = True
+        tags.target_tags.required = False
+        tags.input_tags.two_d_array = False
+        tags.input_tags.allow_nan = True
+        tags.non_deterministic = False
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_known")
+
+    # Behind it
+
+    def _read(
+        self, y: Any, clock: Clock | None = None, known: Container[Hashable] = ()
+    ) -> tuple[Panel, Layout, dict[Hashable, str]]:
+        return read(
+            y,
+            freq=self.freq if clock is None else clock.freq,
+            id_col=self.id_col,
+            time_col=self.time_col,
+            target_col=self.target_col,
+            on_gap=self.on_gap,
+            on_duplicate=self.on_duplicate,
+            on_bad=getattr(self, "on_bad", "raise"),
+            clock=clock,
+            known=known,
+        )
+
+    def _prepare(self, panel: Panel, layout: Layout, skipped: dict[Hashable, str]) -> None:
+        """The attributes that `_learn` may count on."""
+        self.freq_ = panel.freq
+        declared = self.freq if isinstance(self.freq, str) and not layout.timed else panel.freq
+        self.season_length_ = (
+            season_length(declared) if self.season_length is None else _whole(self.season_length, "season_length")
+        )
+        self.skipped_ = skipped
+        self._layout = layout
+
+    def _steps(self, horizon: int | None) -> int:
+        if horizon is None:
+            return self.horizon
+        steps = _whole(horizon, "horizon")
+        if steps > self.horizon:
+            raise ValueError(
+                f"horizon={steps} is longer than the fitted horizon of {self.horizon}: fit with horizon={steps} or more"
+            )
+        return steps
+
+    def _columns(
+        self, forecast: Forecast, quantiles: Iterable[float] | None, level: float | Iterable[float] | None
+    ) -> dict[str, Float]:
+        name = type(self).__name__
+        intervals = [] if level is None else sorted([level] if isinstance(level, int | float) else level)
+        wanted = {f"{name}-lo-{width:g}": interval_levels(width)[0] for width in reversed(intervals)}
+        wanted |= {f"{name}-hi-{width:g}": interval_levels(width)[1] for width in intervals}
+        wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in quantiles or ()}
+        columns = {name: forecast.point}
+        if wanted:
+            values = quantiles_at(forecast, list(wanted.values()))
+            columns |= {column: values[..., place] for place, column in enumerate(wanted)}
+        return columns
+
+    def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
+        """Rows that go on where every known series ended (missing steps filled with NaN under on_gap="mask")."""
+        new, layout, skipped = self._read(y_new, known.clock, known.rows)
+        if not layout.timed:
+            new = _place(new, known)
+        targets = np.array([known.rows.get(name, -1) for name in new.ids], dtype=np.int64)
+        old = np.flatnonzero(targets >= 0)
+        missing = np.zeros(len(new), dtype=np.int64)
+        missing[old] = new.starts[old] - known.ends[targets[old]] - 1
+        bad = missing < 0 if self.on_gap == "mask" else missing != 0
+        moved = old[new.phases[old] != known.phases[targets[old]]]
+        # a series whose first new row falls on a clock change may look moved: what counts is the timestamp
+        shown = new.clock.times(new.starts[moved], new.phases[moved]) != known.clock.times(
+            new.starts[moved], known.phases[targets[moved]]
+        )
+        bad[moved[np.asarray(shown)]] = True
+        if bad.any():
+            if getattr(self, "on_bad", "raise") == "raise":
+                _refuse(new, known, int(np.flatnonzero(bad)[0]), missing, int(bad.sum()))
+            skipped |= {new.ids[row]: _why(new, known, row, missing)[0] for row in np.flatnonzero(bad).tolist()}
+            if bad.all():
+                _refuse(new, known, 0, missing, len(bad))
+            new, missing = new.select(np.flatnonzero(~bad)), missing[~bad]
+        return (new.lead(missing) if missing.any() else new), skipped
+
+
+def _place(new: Panel, known: Known) -> Panel:
+    """Arrays have no time: their rows follow the last known ones."""
+    if not isinstance(known.clock, CountClock):
+        raise DataError(
+            "an array has no timestamps, but the forecaster was fitted on data that have. "
+            "Fix: pass the kind that fit() had."
+        )
+    rows = [known.rows.get(name) for name in new.ids]
+    ends = np.array([-1 if row is None else known.ends[row] for row in rows], dtype=np.int64) + new.lengths
+    phases = np.array([0 if row is None else known.phases[row] for row in rows], dtype=np.int64)
+    return Panel(new.values, new.offsets, new.ids, ends, phases, known.clock)
+
+
+def _why(new: Panel, known: Known, row: int, missing: Int) -> tuple[str, str]:
+    """What is wrong with the rows that came for a known series, and the fix."""
+    old = known.rows[new.ids[row]]
+    first, last = (
+        show(new.clock, new.starts[row], new.phases[row]),
+        show(known.clock, known.ends[old], known.phases[old]),
+    )
+    following = show(known.clock, known.ends[old] + 1, known.phases[old])
+    count = int(missing[row])
+    if count > 0:
+        return (
+            f"the new rows start at {first}, but the series ended at {last}: "
+            f"{count} steps are missing (next: {following})",
+            "pass them as rows with NaN, set on_gap='mask', or fit() again",
+        )
+    if count < 0:
+        return (
+            f"the new rows start at {first}, but the series is known up to {last}: "
+            f"{-count} steps are known already (next: {following})",
+            f"pass only rows from {following} on",
+        )
+    return (
+        f"the new rows start at {first}, which is not on the steps of the series (next: {following})",
+        "correct the timestamps",
+    )
+
+
+def _refuse(new: Panel, known: Known, row: int, missing: Int, count: int) -> NoReturn:
+    reason, fix = _why(new, known, row, missing)
+    others = f" ({count - 1} more series too)" if count > 1 else ""
+    raise DataError(f"series {new.ids[row]!r}: {reason}{others}. Fix: {fix}.")
+
+
+def _rows_of(known: Known, ids: Iterable[Hashable] | None) -> Int:
+    if ids is None:
+        return np.arange(len(known.ids))
+    wanted = [ids] if isinstance(ids, str) else list(ids)
+    strangers = [name for name in wanted if name not in known.rows]
+    if strangers or not wanted:
+        raise ValueError(f"ids={shorten(strangers) or '[]'} are not known: the series are {shorten(known.ids)}")
+    return np.array([known.rows[name] for name in wanted], dtype=np.int64)
+
+
+def _whole(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} must be a whole number of steps, 1 or more")
+    return int(value)

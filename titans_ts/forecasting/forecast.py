@@ -1,0 +1,59 @@
+"""Forecasts as arrays, and any quantile from the trained ones. Axes: N series, H horizon, Q quantile levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from .panel import Float
+
+
+class Forecast(NamedTuple):
+    """Point forecasts `[N, H]` and quantiles `[N, H, Q]` at increasing `levels`."""
+
+    point: Float
+    quantiles: Float
+    levels: tuple[float, ...]
+
+
+def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
+    """The quantiles at any levels, `[N, H, len(levels)]`, never crossing.
+
+    Between two trained levels a quantile is linear in the normal score of its level; beyond the outermost two it goes
+    on along their line. For a Gaussian forecast that is exact at every level.
+
+    >>> normal = Forecast(np.zeros((1, 1)), np.array([[[-1.2816, 0.0, 1.2816]]]), (0.1, 0.5, 0.9))
+    >>> quantiles_at(normal, [0.025, 0.5, 0.975]).round(2).tolist()
+    [[[-1.96, 0.0, 1.96]]]
+    """
+    if not all(0 < level < 1 for level in levels):
+        raise ValueError(f"quantile levels must lie between 0 and 1, got {list(levels)}")
+    if not forecast.levels:
+        raise ValueError("this forecast has no quantiles: fit with quantiles=(0.1, 0.5, 0.9) or more")
+    score = NormalDist().inv_cdf
+    trained = np.array([score(level) for level in forecast.levels])
+    wanted = np.array([score(level) for level in levels])
+    values = np.sort(forecast.quantiles, axis=-1)  # a model's quantiles may cross; in order they are a better forecast
+    if len(trained) == 1:
+        return np.repeat(values, len(wanted), axis=-1)
+    left = np.clip(np.searchsorted(trained, wanted, side="right") - 1, 0, len(trained) - 2)
+    weight = (wanted - trained[left]) / (trained[left + 1] - trained[left])
+    # exact at the trained levels, where rounding must not move what the model said
+    weight = np.where(np.abs(weight - np.round(weight)) < 1e-9, np.round(weight), weight)
+    result: Float = values[..., left] * (1 - weight) + values[..., left + 1] * weight
+    return result
+
+
+def interval_levels(level: float) -> tuple[float, float]:
+    """The two quantile levels of a central interval of `level` per cent.
+
+    >>> interval_levels(80)
+    (0.1, 0.9)
+    """
+    if not 0 < level < 100:
+        raise ValueError(f"level={level} must lie between 0 and 100 per cent")
+    tail = round((100 - level) / 200, 12)
+    return tail, round(1 - tail, 12)

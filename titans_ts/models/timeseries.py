@@ -1,0 +1,263 @@
+"""The time-series model: patches in, a forecast at every step out, with a state that streams.
+
+Complete patches are the tokens of the backbone. What has arrived since the last complete patch goes straight to the
+head, so that a forecast always knows the newest value, while the memory writes once a patch.
+
+B row (series), T step, N token, K token that the head sees, D model, L step of the context, P step of a patch, F future
+step, Q quantile.
+"""
+
+from statistics import NormalDist
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..core.layers import last_rows
+from .backbone import Backbone, BackboneState
+from .blocks import memory_of, with_memory
+from .config import TimeSeriesConfig
+
+SPREAD_SHAPES = 16  # shapes over (step, level) that the quantile head mixes
+LIMIT = 10.0  # of ratios between the scales of two windows, which a level shift can drive anywhere
+
+
+class SeriesState(NamedTuple):
+    """Everything the model keeps of a series.
+
+    window: the last `context` values, NaN where missing or before the start. position: steps seen.
+    backbone: the state of the blocks. outputs, levels, scales: the last K tokens' outputs, and location and scale of the
+    window each was seen in; scale 0 marks a place without a token.
+    """
+
+    window: Float[Tensor, "B L"]
+    position: Int[Tensor, " B"]
+    backbone: BackboneState
+    outputs: Float[Tensor, "B K D"]
+    levels: Float[Tensor, "B K"]
+    scales: Float[Tensor, "B K"]
+
+
+class Encoded(NamedTuple):
+    """Outputs of new tokens, location and scale of their windows, and how many tokens each row has, [B]."""
+
+    outputs: Float[Tensor, "B N D"]
+    levels: Float[Tensor, "B N"]
+    scales: Float[Tensor, "B N"]
+    counts: Int[Tensor, " B"]
+
+
+class Prediction(NamedTuple):
+    """What the head says, in units of the window's scale.
+
+    shift: the expected value's distance from where the forecast starts (the window's level, or a linear forecast).
+    offsets: the quantiles' distances from the expected value, never crossing.
+    level, scale: location and scale of the window at the time of the forecast.
+    """
+
+    shift: Float[Tensor, "B F"]
+    offsets: Float[Tensor, "B F Q"]
+    level: Float[Tensor, " B"]
+    scale: Float[Tensor, " B"]
+
+
+def window_scale(windows: Float[Tensor, "*shape L"]) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
+    """Mean and standard deviation of the observed values; 0 and 0 where there are none, deviation 0 where constant.
+
+    >>> window_scale(torch.tensor([1.0, float("nan"), 3.0], dtype=torch.float64))
+    (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64))
+    """
+    observed = ~windows.isnan()
+    count = observed.sum(-1).clamp(min=1)
+    values = windows.nan_to_num()
+    level = values.sum(-1) / count
+    scale = ((values - level.unsqueeze(-1)).square() * observed).sum(-1).div(count).sqrt()
+    # The mean of equal values may differ from them in the last digit: that is no scale.
+    return level, torch.where(scale > 1e-10 * values.abs().amax(-1), scale, torch.zeros_like(scale))
+
+
+class TimeSeriesModel(nn.Module):
+    """Patches, backbone and head, without the linear path.
+
+    `encode` takes new values and moves the state; `forecast` reads a state. Values are float64, because a window's level
+    may be large beside its scale; the network computes in its own precision on standardised values.
+
+    >>> config = TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.1, 0.5, 0.9))
+    >>> model = TimeSeriesModel(config)
+    >>> encoded, state = model.encode(torch.randn(2, 50, dtype=torch.float64), model.initial_state(2))
+    >>> encoded.outputs.shape, model.forecast(state).offsets.shape
+    (torch.Size([2, 6, 64]), torch.Size([2, 4, 3]))
+    """
+
+    def __init__(self, config: TimeSeriesConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, patch, steps = config.backbone.dim, config.patch, config.horizon + config.patch
+        self.embed = nn.Linear(2 * patch, dim)
+        self.backbone = Backbone(config.backbone)
+        self.far = nn.Linear(config.num_tokens * (dim + 1), steps, bias=False)
+        self.near = nn.Sequential(nn.Linear(2 * patch + dim, dim), nn.GELU())
+        self.near_out = nn.Linear(dim, steps)
+        self.mix = nn.Linear(2 * dim, SPREAD_SHAPES)
+        levels = config.quantiles
+        normal = torch.tensor([0.5 * NormalDist().inv_cdf(level) for level in levels])
+        rises = torch.cat([normal[:1], normal.diff().expm1().log()])  # the inverse of the softplus of `spread`
+        self.base_spread = nn.Parameter(rises.repeat(config.horizon, 1))
+        self.spread_shapes = nn.Parameter(0.1 * torch.randn(SPREAD_SHAPES, config.horizon, len(levels)))
+        with torch.no_grad():
+            self.far.weight.mul_(0.1)
+            self.near_out.weight.zero_()
+            self.near_out.bias.zero_()
+            self.mix.weight.mul_(0.1)
+            self.mix.bias.zero_()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the network."""
+        return self.embed.weight.dtype
+
+    def initial_state(self, rows: int) -> SeriesState:
+        """The state before the first value."""
+        config, weight = self.config, self.embed.weight
+        exact = torch.zeros(rows, config.num_tokens, dtype=torch.float64, device=weight.device)
+        return SeriesState(
+            window=exact.new_full((rows, config.context), torch.nan),
+            position=torch.zeros(rows, dtype=torch.long, device=weight.device),
+            backbone=self.backbone.initial_state(rows),
+            outputs=weight.new_zeros(rows, config.num_tokens, config.backbone.dim),
+            levels=exact,
+            scales=exact,
+        )
+
+    def encode(
+        self,
+        values: Float[Tensor, "B T"],
+        state: SeriesState,
+        lengths: Int[Tensor, " B"] | None = None,
+        *,
+        adapt: bool = True,
+    ) -> tuple[Encoded, SeriesState]:
+        """Outputs of the patches that `values` complete, and the state behind the last value.
+
+        values: float64, NaN where missing. lengths: real values of each row; what lies behind never happened.
+        adapt: False lets windows, convolution and attention move on while the memories stand still.
+        """
+        context, patch = self.config.context, self.config.patch
+        time = values.shape[1]
+        arrived = torch.full_like(state.position, time) if lengths is None else lengths
+        both = torch.cat([state.window, values], 1)
+        started = state.position % patch
+        counts = (started + arrived) // patch
+        most = int(counts.max()) if len(counts) else 0
+        ends = context - started[:, None] + patch * torch.arange(1, most + 1, device=values.device)
+        windows = gather_windows(both, ends, context)
+        levels, scales = window_scale(windows)
+        patches = windows[..., -patch:]
+        observed = ~patches.isnan()
+        tokens = self.embed(self.features(patches, levels, scales))
+        written = observed.any(-1) & adapt
+        outputs, backbone = self.backbone(tokens, state.backbone, written, counts)
+        encoded = Encoded(outputs, levels, scales, counts)
+        keep = self.config.num_tokens
+        return encoded, SeriesState(
+            window=last_rows(both, context, arrived),
+            position=state.position + arrived,
+            backbone=backbone,
+            outputs=last_rows(torch.cat([state.outputs, outputs.to(state.outputs.dtype)], 1), keep, counts),
+            levels=last_rows(torch.cat([state.levels, levels], 1), keep, counts),
+            scales=last_rows(torch.cat([state.scales, scales], 1), keep, counts),
+        )
+
+    def features(self, values: Tensor, level: Tensor, scale: Tensor) -> Tensor:
+        """Standardised values, 0 where missing, and which of them are observed; in the network's precision."""
+        safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
+        standard = ((values - level.unsqueeze(-1)) / safe).nan_to_num()
+        return torch.cat([standard, (~values.isnan()).to(standard.dtype)], -1).to(self.dtype)
+
+    def forecast(self, state: SeriesState) -> Prediction:
+        """The forecast from a state, which stays as it is."""
+        arrived = state.position % self.config.patch
+        return self.head(state.window, arrived, state.outputs, state.levels, state.scales)
+
+    def head(
+        self,
+        windows: Float[Tensor, "B L"],
+        arrived: Int[Tensor, " B"],
+        outputs: Float[Tensor, "B K D"],
+        levels: Float[Tensor, "B K"],
+        scales: Float[Tensor, "B K"],
+    ) -> Prediction:
+        """The forecast from the last K tokens and the `arrived` values since the last of them.
+
+        Tokens were standardised by their own windows: their outputs are brought to the present scale, and the head is
+        told how far their levels lie from the present one. It speaks about the steps from the end of the last
+        complete patch on, so that its phase to the tokens is fixed; the steps that have already arrived are cut off.
+        """
+        config = self.config
+        level, scale = window_scale(windows)
+        safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
+        ratio = (scales / safe).clamp(max=LIMIT).to(outputs.dtype)
+        drift = torch.where(scales > 0, (levels - level.unsqueeze(-1)) / safe, torch.zeros_like(scales))
+        drift = drift.clamp(-LIMIT, LIMIT).to(outputs.dtype)
+        far = self.far(torch.cat([(outputs * ratio.unsqueeze(-1)).flatten(1), drift], 1))
+
+        place = torch.arange(config.patch, device=windows.device)
+        index = (config.context - arrived[:, None] + place).clamp(max=config.context - 1)
+        recent = windows.gather(1, index)
+        recent = torch.where(place < arrived[:, None], recent, torch.full_like(recent, torch.nan))
+        near = self.near(torch.cat([self.features(recent, level, scale), outputs[:, -1]], 1))
+
+        steps = arrived[:, None] + torch.arange(config.horizon, device=windows.device)
+        shift = (far + self.near_out(near)).gather(1, steps)
+        shapes = self.mix(torch.cat([outputs[:, -1], near], 1))
+        spread = self.base_spread + torch.einsum("bs,sfq->bfq", shapes, self.spread_shapes)
+        rises = torch.cat([spread[..., :1], functional.softplus(spread[..., 1:])], -1)
+        return Prediction(shift, rises.cumsum(-1), level, scale)
+
+    def forecast_at(
+        self, both: Float[Tensor, "B T"], encoded: Encoded, token: Int[Tensor, "B S"], arrived: Int[Tensor, "B S"]
+    ) -> Prediction:
+        """Forecasts from inside a pass that began with a blank state: after `token` tokens and `arrived` more values.
+
+        both: the values of the pass behind `context` places of NaN. One row of the result for each [B, S], flattened.
+        """
+        context, patch, keep = self.config.context, self.config.patch, self.config.num_tokens
+        windows = gather_windows(both, context + token * patch + arrived, context)
+        index = token.unsqueeze(-1) + torch.arange(keep, device=token.device)
+
+        def last_tokens(x: Tensor) -> Tensor:
+            padded = torch.cat([x.new_zeros(x.shape[0], keep, *x.shape[2:]), x], 1)
+            flat = index.flatten(1).clamp(max=padded.shape[1] - 1)
+            picked = torch.take_along_dim(padded, flat.view(*flat.shape, *[1] * (x.dim() - 2)), 1)
+            return picked.view(-1, keep, *x.shape[2:])
+
+        return self.head(
+            windows.flatten(0, 1),
+            arrived.flatten(),
+            last_tokens(encoded.outputs),
+            last_tokens(encoded.levels),
+            last_tokens(encoded.scales),
+        )
+
+
+def gather_windows(values: Float[Tensor, "B T"], ends: Int[Tensor, "B N"], size: int) -> Float[Tensor, "B N L"]:
+    """The `size` values before each end; ends beyond the last value give arbitrary windows, for padded places.
+
+    >>> gather_windows(torch.arange(5.0).view(1, 5), torch.tensor([[3, 5]]), 2)[0].tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
+    index = (ends.clamp(max=values.shape[1]) - size).unsqueeze(-1) + torch.arange(size, device=values.device)
+    return values.gather(1, index.flatten(1)).view(*index.shape)
+
+
+def replace_memories(state: SeriesState, change: Any) -> SeriesState:
+    """The state with `change(memory)` for the memory of every block: to silence, scramble or inspect them.
+
+    >>> config = TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.5,))
+    >>> state = TimeSeriesModel(config).initial_state(1)
+    >>> replace_memories(state, lambda memory: memory).position.tolist()
+    [0]
+    """
+    return state._replace(backbone=tuple(with_memory(part, change(memory_of(part))) for part in state.backbone))
