@@ -18,9 +18,12 @@ from .ops.contract import Tokens
 from .state import MemoryState, map_state
 
 # What an untrained memory does: it forgets a thousandth a token (half-life 700 tokens) and averages its surprise over
-# about two. A linear memory closes the error of a token; a deep one, whose chunk shares one budget, spends
+# about two. A linear memory closes most of the error of a token; a deep one, whose chunk shares one budget, spends
 # the budget evenly over the chunk.
-FORGET, MOMENTUM, LINEAR_STEP = 1e-3, 0.5, 0.5
+FORGET, MOMENTUM, LINEAR_STEP = 1e-3, 0.5, 0.45
+# At a step of 1/2 a token closes the whole of its error. Beyond, each step overshoots: with forgetting, or with a
+# momentum that differs from token to token, a repeated key then diverges.
+MAX_STEP = 0.5
 
 
 def logit(p: float) -> float:
@@ -39,7 +42,7 @@ class NeuralMemory(nn.Module):
     gradient descent on its surprise, and reads the weights right after each write. One token, a chunk and a year are the
     same call, and any split of the input gives the same result.
 
-    The step of the momentum is `theta * (1 - eta)` with theta in (0, 1): past surprise then averages gradients instead
+    The step of the momentum is `theta * (1 - eta)` with theta in (0, 1/2): past surprise then averages gradients instead
     of adding them up, which keeps theta's range the same for every eta.
 
     Source: Behrouz et al., "Titans: Learning to Memorize at Test Time", sections 3.1 to 3.3 and 4.4.
@@ -59,10 +62,10 @@ class NeuralMemory(nn.Module):
         self.conv = CausalConv(3 * dim, config.conv)
         self.num_gates = config.depth if config.layer_gates else 1
         self.gates = nn.Linear(dim, 3 * heads * self.num_gates)
-        step = LINEAR_STEP if config.exact else min(0.5, (config.step_budget or 0.5) / config.chunk)
+        step = LINEAR_STEP if config.exact else min(LINEAR_STEP, (config.step_budget or MAX_STEP) / config.chunk)
         with torch.no_grad():
             self.gates.weight.mul_(0.1)
-            bias = torch.tensor([logit(step), logit(MOMENTUM), logit(FORGET)])
+            bias = torch.tensor([logit(step / MAX_STEP), logit(MOMENTUM), logit(FORGET)])
             self.gates.bias.copy_(bias[:, None].expand(3, heads * self.num_gates).reshape(-1))
         shapes = layer_shapes(config.head_dim, config.depth, config.expansion)
         self.initial = nn.ParameterList(torch.randn(heads, i, o) / i**0.5 for i, o in shapes)
@@ -133,7 +136,7 @@ class NeuralMemory(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             exact = state.spent.dtype  # the memory works in its state's precision, whatever the compute dtype
             eta = eta.to(exact).sigmoid() if self.config.momentum else None
-            theta = theta.to(exact).sigmoid()
+            theta = MAX_STEP * theta.to(exact).sigmoid()
             tokens = Tokens(
                 queries=functional.normalize(queries.to(exact), dim=-1),
                 keys=functional.normalize(keys.to(exact), dim=-1),

@@ -272,18 +272,22 @@ def validation_ends(panel: Panel, validation: float, horizon: int) -> Int:
 
 
 def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[float, ...]) -> Float:
-    """Quantiles `[H, Q]` of the residuals after `ends` (of the training rows when nothing comes after), in units of
-    `context_scale`."""
-    held = windows_between(panel, path.context_length, path.horizon, ends, panel.lengths)
-    if not held.total:
-        held = windows_between(panel, path.context_length, path.horizon, np.zeros_like(ends), panel.lengths)
+    """Quantiles `[H, Q]` of the residuals after `ends` (of the training rows when nothing comes after), in context scales.
+
+    Windows whose context stands still say nothing of the spread and are left out; where all do, the spread is zero.
+    """
     scales = series_scales(panel, ends)
-    residuals = []
-    for series, contexts, targets in blocks(draw(held, RESIDUAL_WINDOWS, np.random.default_rng(0))):
-        unit = context_scale(contexts, scales[series])
-        residuals.append((targets - apply_linear(path, contexts))[unit > 0] / unit[unit > 0, None])
-    result: Float = np.quantile(np.concatenate(residuals), levels, axis=0).T
-    return result
+    for begin in (ends, np.zeros_like(ends)):
+        windows = windows_between(panel, path.context_length, path.horizon, begin, panel.lengths)
+        residuals = []
+        for series, contexts, targets in blocks(draw(windows, RESIDUAL_WINDOWS, np.random.default_rng(0))):
+            moving = context_scale(contexts, np.zeros(len(contexts))) > 0
+            unit = context_scale(contexts, scales[series])[:, None]
+            residuals.append(((targets - apply_linear(path, contexts)) / unit)[moving])
+        if sum(map(len, residuals)):
+            quantiles: Float = np.quantile(np.concatenate(residuals), levels, axis=0).T
+            return quantiles
+    return np.zeros((path.horizon, len(levels)))
 
 
 def context_scale(contexts: Float, series_scale: Float) -> Float:

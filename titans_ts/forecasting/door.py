@@ -90,6 +90,7 @@ class _Rows:
     """Rows sorted by series and time."""
 
     code: Int
+    times: pd.Index
     ordinal: Int
     phase: Int
     on_grid: Bool
@@ -99,6 +100,7 @@ class _Rows:
     def keep(self, chosen: Bool | Int) -> _Rows:
         return _Rows(
             self.code[chosen],
+            self.times[chosen],
             self.ordinal[chosen],
             self.phase[chosen],
             self.on_grid[chosen],
@@ -116,7 +118,7 @@ class _Rows:
         return np.flatnonzero(np.concatenate([[True], ~self.same()]))
 
     def time(self, row: int) -> str:
-        return show(self.clock, self.ordinal[row], self.phase[row])
+        return str(self.times[row])
 
 
 class _Sieve:
@@ -128,8 +130,7 @@ class _Sieve:
         self.skipped: dict[Hashable, str] = {}
 
     def keep(self, codes: Int, bad: Bool, reason: Callable[[int, int], str], fix: str) -> Bool | None:
-        """The rows of the series without a bad row, None when there is nothing to drop; `reason(first bad row, their
-        count)`."""
+        """The rows of series without a bad row (None: nothing to drop); `reason(first bad row, how many)`."""
         if not bad.any():
             return None
         where = np.flatnonzero(bad)
@@ -183,7 +184,7 @@ def _locate(came: Intake, sieve: _Sieve, freq: str | int | None, clock: Clock | 
         ordinals, phases, on_grid = clock.locate(times)
     except TimeError as error:
         raise DataError(f"series {came.ids[codes[0]]!r}, from {times[0]} on: {error}") from None
-    return _Rows(codes, ordinals, phases, _on_grid(codes, times, ordinals, phases, on_grid, clock), y, clock)
+    return _Rows(codes, times, ordinals, phases, _on_grid(codes, times, ordinals, phases, on_grid, clock), y, clock)
 
 
 def _is_sorted(codes: Int, counts: Int) -> bool:
@@ -194,16 +195,13 @@ def _is_sorted(codes: Int, counts: Int) -> bool:
 def _on_grid(codes: Int, times: pd.Index, ordinals: Int, phases: Int, on_grid: Bool, clock: Clock) -> Bool:
     """On the calendar's grid, and at the same place of the step as the rest of the series."""
     first = np.flatnonzero(np.concatenate([[True], codes[1:] != codes[:-1]]))
-    # A local time that a clock change skips comes later than its phase says, never earlier: the least phase is the
-    # series'.
+    # A local time that a clock change skips comes later than its phase says, never earlier: the least one is right.
     wall = getattr(getattr(clock, "rule", None), "wall", False)
     phase = np.minimum.reduceat(phases, first) if wall else phases[first]
     phase = np.repeat(phase, np.diff(np.append(first, len(codes))))
     odd = np.flatnonzero(on_grid & (phases != phase))
     if odd.size:
-        moved = (
-            np.asarray(clock.times(ordinals[odd], phase[odd]) == times[odd]) if wall else np.zeros(odd.size, dtype=bool)
-        )
+        moved = np.asarray(clock.times(ordinals[odd], phase[odd]) == times[odd]) & wall
         phases[odd[moved]] = phase[odd[moved]]
         on_grid = on_grid.copy()
         on_grid[odd[~moved]] = False
@@ -225,12 +223,12 @@ def _settle_duplicates(rows: _Rows, sieve: _Sieve, on_duplicate: str) -> _Rows:
     if on_duplicate == "last":
         return rows.keep(np.append(~again[1:], True))
     first = np.flatnonzero(~again)
-    observed = np.isfinite(rows.y) | np.isinf(rows.y)
+    observed = ~np.isnan(rows.y)
     total = np.add.reduceat(np.where(observed, rows.y, 0.0), first)
     count = np.add.reduceat(observed.astype(np.float64), first)
     once = rows.keep(first)
     mean = np.divide(total, count, out=np.full(len(first), np.nan), where=count > 0)
-    return _Rows(once.code, once.ordinal, once.phase, once.on_grid, mean, once.clock)
+    return _Rows(once.code, once.times, once.ordinal, once.phase, once.on_grid, mean, once.clock)
 
 
 def _check_grid(rows: _Rows, sieve: _Sieve, freq: str | int | None, clock: Clock | None, on_gap: str) -> _Rows:
@@ -283,25 +281,19 @@ def _check_frequency(rows: _Rows, sieve: _Sieve, freq: str | int | None, clock: 
     usual = most_common(jumps[rows.on_grid[1:][same]]) or 0
     off_grid = int((~rows.on_grid).sum())
     sparse = on_gap == "mask" and jumps.sum() <= MASK_LIMIT * len(jumps)
-    trusted = jumps.size < 3 or 2 * int((jumps == usual).sum()) <= jumps.size
-    if 2 * off_grid <= len(rows.code) and (usual == 1 or sparse or trusted):
+    unsure = jumps.size < 3 or 2 * int((jumps == usual).sum()) <= jumps.size
+    astray = 2 * off_grid > len(rows.code)
+    if not astray and (usual == 1 or sparse or unsure):
         return
     row = int(np.flatnonzero(same)[0])
-    source = (
-        "was declared"
-        if freq is not None and clock is None
-        else "is known from fit"
-        if clock is not None
-        else "is the most common step"
-    )
-    wrong = (
-        f"{off_grid} of {len(rows.code)} timestamps are not on its steps"
-        if 2 * off_grid > len(rows.code)
-        else (f"the data step by {usual} times that in {(jumps == usual).sum()} of {len(jumps)} steps")
-    )
+    source = "is known from fit" if clock is not None else "was declared" if freq is not None else "is the usual step"
+    wrong = f"{int((jumps == usual).sum())} of {len(jumps)} steps are {usual} times that"
+    if astray:
+        wrong = f"{off_grid} of {len(rows.code)} timestamps are not on its steps"
     raise DataError(
-        f"freq={rows.clock.freq!r} {source}, but {wrong}; "
-        f"series {sieve.ids[rows.code[row]]!r} has {rows.time(row)} and then {rows.time(row + 1)}. Fix: pass the frequency of the data, or freq=None to infer it."
+        f"freq={rows.clock.freq!r} {source}, but {wrong}: "
+        f"series {sieve.ids[rows.code[row]]!r} has {rows.time(row)} and then {rows.time(row + 1)}. "
+        "Fix: pass the frequency of the data, or freq=None to infer it."
     )
 
 

@@ -104,7 +104,10 @@ def time_axis(values: Any, name: str) -> pd.Index:
             "Fix: pass timestamps, periods or whole numbers without gaps in the column."
         )
     if example is None or isinstance(example, datetime.date):
-        return pd.DatetimeIndex(pd.to_datetime(index))
+        try:
+            return pd.DatetimeIndex(pd.to_datetime(index))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{name} cannot be read as timestamps ({error}). Fix: bring all into one time zone.") from None
     if isinstance(example, pd.Period):
         return pd.PeriodIndex(index)
     raise DataError(

@@ -105,8 +105,8 @@ def fit_linear(
     train = gram(zero, ends)
     if not train.windows:
         raise DataError(
-            f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series has a window of "
-            f"one row and {horizon} observed targets: series {shorten(panel.ids)}. Fix: a shorter horizon or longer series."
+            f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
+            f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
         )
     weights = solve(train, penalties)
     held = gram(ends, lengths)

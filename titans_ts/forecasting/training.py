@@ -125,6 +125,7 @@ def forecast_batch(
     else:
         windows = both.unfold(1, context, 1)[torch.arange(len(series))[:, None], origin].flatten(0, 1)
         base = linear(windows[rows_of])
+        base = torch.where(base.isnan(), prediction.level[rows_of].unsqueeze(-1), base)
     unit = rows.units[series][:, None].expand_as(token).flatten()
     return Batch(
         base,
@@ -172,10 +173,11 @@ def confirmed_weight(batches: list[Batch]) -> float:
 
 
 class Fitted(NamedTuple):
-    """What training found: the weight of the correction, and per validation check (step, loss)."""
+    """What training found: the weight of the correction, per validation check (step, loss), and whether it trained."""
 
     weight: float
     history: list[tuple[int, float]]
+    trained: bool
 
 
 def train(
@@ -200,8 +202,8 @@ def train(
     before = rows._replace(ends=rows.starts + train_ends)
     last = (train_ends - shape.horizon).clamp(min=0)  # the last step a sequence may end at, with a whole target behind
     usable = (last >= shape.patch).nonzero().squeeze(1)
-    if not len(usable):
-        return Fitted(0.0, [])
+    if not len(usable) or not config.steps:
+        return Fitted(0.0, [], False)
     odds = last[usable].double()
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
@@ -250,9 +252,9 @@ def train(
     model.load_state_dict(best)
     model.eval()
     if not config.linear:
-        return Fitted(1.0, history)
+        return Fitted(1.0, history, True)
     weight, _ = validate(model, linear, rows, checks, levels, length, True) if checks else (0.0, math.nan)
-    return Fitted(weight, history)
+    return Fitted(weight, history, True)
 
 
 def move_average(average: TimeSeriesModel, model: TimeSeriesModel, decay: float) -> None:

@@ -153,7 +153,7 @@ class TimeSeriesModel(nn.Module):
         most = int(counts.max()) if len(counts) else 0
         ends = context - started[:, None] + patch * torch.arange(1, most + 1, device=values.device)
         windows = gather_windows(both, ends, context)
-        levels, scales = window_scale(windows)
+        levels, scales = self.carried_scale(windows, state.levels[:, -1:], state.scales[:, -1:])
         patches = windows[..., -patch:]
         observed = ~patches.isnan()
         tokens = self.embed(self.features(patches, levels, scales))
@@ -169,6 +169,16 @@ class TimeSeriesModel(nn.Module):
             levels=last_rows(torch.cat([state.levels, levels], 1), keep, counts),
             scales=last_rows(torch.cat([state.scales, scales], 1), keep, counts),
         )
+
+    def carried_scale(
+        self, windows: Float[Tensor, "B N L"], level: Float[Tensor, "B 1"], scale: Float[Tensor, "B 1"]
+    ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+        """Location and scale of every window; a window without a value keeps those before it."""
+        levels, scales = window_scale(windows)
+        seen = ~windows.isnan().all(-1)
+        place = torch.arange(1, windows.shape[1] + 1, device=windows.device)
+        last = torch.where(seen, place, 0).cummax(1).values
+        return torch.cat([level, levels], 1).gather(1, last), torch.cat([scale, scales], 1).gather(1, last)
 
     def features(self, values: Tensor, level: Tensor, scale: Tensor) -> Tensor:
         """Standardised values, 0 where missing, and which of them are observed; in the network's precision."""
@@ -196,7 +206,8 @@ class TimeSeriesModel(nn.Module):
         complete patch on, so that its phase to the tokens is fixed; the steps that have already arrived are cut off.
         """
         config = self.config
-        level, scale = window_scale(windows)
+        level, scale = self.carried_scale(windows[:, None], levels[:, -1:], scales[:, -1:])
+        level, scale = level[:, 0], scale[:, 0]
         safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
         ratio = (scales / safe).clamp(max=LIMIT).to(outputs.dtype)
         drift = torch.where(scales > 0, (levels - level.unsqueeze(-1)) / safe, torch.zeros_like(scales))

@@ -1,0 +1,133 @@
+"""Forecasters on disk: `config.json` for what a person can read, `weights.safetensors` for the numbers. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .clock import Clock, CountClock, DateClock, PeriodClock, make_clock
+from .layout import Layout
+
+FORMAT = 1  # raised when an older reader would misread what is written
+
+
+def write_checkpoint(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write the folder `path`, made if needed; an existing checkpoint in it is replaced.
+
+    The files are written beside their places first and moved into them last, so that a failure leaves the old ones.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    if unknown := [file.name for file in folder.iterdir() if not file.name.startswith(("config.json", "weights."))]:
+        raise FileExistsError(f"{folder} holds other files ({unknown[0]}, ...): pass a new or an empty folder.")
+    weights, text = folder / "weights.safetensors.new", folder / "config.json.new"
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, weights)
+    text.write_text(json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    weights.replace(folder / "weights.safetensors")
+    text.replace(folder / "config.json")
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `write_checkpoint` wrote."""
+    folder = Path(path)
+    missing = [name for name in ("config.json", "weights.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} is no saved forecaster: {' and '.join(missing)} not found.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder} has format {config.get('format')!r} and this version reads format {FORMAT}: "
+            "save it again with the version that wrote it, or install that version."
+        )
+    return config, load_file(folder / "weights.safetensors")
+
+
+def ids_to_json(ids: tuple[Hashable, ...]) -> list[Any]:
+    """Ids as JSON: strings and integers as they are, timestamps and tuples marked."""
+    return [_id_to_json(name) for name in ids]
+
+
+def _id_to_json(name: Hashable) -> Any:
+    if isinstance(name, tuple):
+        return {"tuple": [_id_to_json(part) for part in name]}
+    if isinstance(name, np.generic):
+        name = name.item()
+    if isinstance(name, pd.Timestamp):
+        return {"timestamp": name.isoformat()}
+    if name is None or isinstance(name, str | int | float | bool):
+        return name
+    raise TypeError(f"series id {name!r} is a {type(name).__name__}; only strings, numbers and timestamps can be saved.")
+
+
+def id_from_json(name: Any) -> Hashable:
+    """The inverse of `ids_to_json`, for one id.
+
+    >>> id_from_json({"tuple": ["a", 1]})
+    ('a', 1)
+    """
+    if isinstance(name, dict):
+        if "tuple" in name:
+            return tuple(id_from_json(part) for part in name["tuple"])
+        return pd.Timestamp(name["timestamp"])
+    plain: Hashable = name
+    return plain
+
+
+def clock_to_json(clock: Clock) -> dict[str, Any]:
+    """A clock as JSON.
+
+    >>> clock_to_json(CountClock(2))
+    {'kind': 'count', 'step': 2, 'timed': True}
+    """
+    if isinstance(clock, CountClock):
+        return {"kind": "count", "step": clock.step, "timed": clock.timed}
+    if isinstance(clock, PeriodClock):
+        return {"kind": "period", "base": clock.base, "step": clock.step}
+    if isinstance(clock, DateClock):
+        zone = None if clock.tz is None else str(clock.tz)
+        return {"kind": "date", "freq": clock.freq, "unit": clock.unit, "tz": zone}
+    raise TypeError(f"a {type(clock).__name__} cannot be saved.")
+
+
+def clock_from_json(saved: Mapping[str, Any]) -> Clock:
+    """The inverse of `clock_to_json`.
+
+    >>> clock_from_json({"kind": "period", "base": "M", "step": 1}).freq
+    'M'
+    """
+    if saved["kind"] == "count":
+        return CountClock(saved["step"], saved["timed"])
+    if saved["kind"] == "period":
+        return PeriodClock(saved["base"], saved["step"])
+    times = pd.DatetimeIndex([], dtype=f"datetime64[{saved['unit']}]").tz_localize(saved["tz"])
+    return make_clock(times, np.zeros(0, dtype=bool), saved["freq"])
+
+
+def layout_to_json(layout: Layout) -> dict[str, Any]:
+    """A layout as JSON. Frames of other libraries come back as pandas frames, categories as plain ids."""
+    kind = "long" if layout.kind == "native" else layout.kind
+    names = {name: _id_to_json(getattr(layout, name)) for name in ("name", "index_name")}
+    return {
+        "kind": kind,
+        "id_col": layout.id_col,
+        "time_col": layout.time_col,
+        "target_col": layout.target_col,
+        **names,
+    }
+
+
+def layout_from_json(saved: Mapping[str, Any]) -> Layout:
+    """The inverse of `layout_to_json`.
+
+    >>> layout_from_json(layout_to_json(Layout("vector"))).kind
+    'vector'
+    """
+    names = {name: id_from_json(saved[name]) for name in ("name", "index_name")}
+    return Layout(**{**saved, **names})

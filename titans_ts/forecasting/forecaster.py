@@ -1,0 +1,368 @@
+"""`TitansForecaster`: a global forecaster whose memory keeps learning after `fit`.
+
+N series, L context, F future step, Q quantile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from ..core.config import MemoryConfig, require
+from ..core.state import join_rows, put_rows, select_rows
+from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
+from ..models.timeseries import SeriesState, TimeSeriesModel
+from .base import Known, PanelForecaster
+from .baselines import DECILES, check_levels, context_scale, residual_quantiles, validation_ends
+from .checkpoint import (
+    clock_from_json,
+    clock_to_json,
+    id_from_json,
+    ids_to_json,
+    layout_from_json,
+    layout_to_json,
+    read_checkpoint,
+    write_checkpoint,
+)
+from .forecast import Forecast, quantiles_at
+from .inference import advance, prefill, state_from_tensors, state_tensors
+from .linear import LinearPath, apply_linear, fit_linear, series_scales
+from .panel import DataError, Float, Int, Panel
+from .training import Rows, TrainConfig, train
+
+MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
+
+
+class TitansForecaster(PanelForecaster):
+    """Forecast many series with one model, and let its memory learn on from every new observation.
+
+    `fit` learns a closed-form linear path and a Titans backbone that corrects it, one model for all series, and leaves
+    every series with a state of its own. `update` moves those states over new rows, in time that does not depend on
+    the length of the past and without an optimiser: the neural memory inside rewrites itself (Behrouz et al., "Titans:
+    Learning to Memorize at Test Time"). `predict` reads the states and changes nothing.
+
+    Parameters
+    ----------
+    horizon: steps that a forecast reaches; shorter ones can be asked for later.
+    freq: step of the time axis ("h", "15min", "MS", an integer, ...); None: inferred.
+    season_length: steps of the main season; None: by frequency (24 for hours, 7 for days, 12 for months, ...).
+    context_length: steps of the raw window that linear path, scale and head see; what lies further back is the memory's.
+        None: three horizons or four seasons, whichever is longer, at most half of a long series.
+    patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
+    quantiles: levels of the quantile head; `predict` interpolates to any level.
+    point: "mean" or "median", what the point forecast is.
+    variant: how memory and attention are joined, "lmm", "mac", "mag" or "mal"; None: that of `model`, else "lmm", which
+        is as accurate as the others on ETTh1's validation rows and the cheapest to stream.
+    model: the backbone; None: two blocks of width 64 with a linear memory.
+    train: how to learn (`TrainConfig`: steps, validation rows, linear path on or off); None: its defaults.
+    adapt: whether `update` lets the memories learn; False freezes them as `fit` left them, for comparison.
+    warm_start: `fit` again goes on from the present weights where they fit the data.
+    time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
+    on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps ("raise",
+        "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch ("pad",
+        "skip", "raise").
+    id_col, time_col, target_col: names in long frames.
+    random_state: seed of everything random. device: "auto", "cpu" or "cuda".
+    verbose: 1 prints the progress of `fit` to stderr.
+
+    Attributes
+    ----------
+    model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1.
+    history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_, skipped_.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from titans_ts.forecasting.training import TrainConfig
+    >>> y = np.sin(np.arange(400) / 4) + np.linspace(0, 1, 400)
+    >>> forecaster = TitansForecaster(horizon=8, train=TrainConfig(steps=5)).fit(y)
+    >>> forecaster.predict().shape
+    (8,)
+    >>> forecaster.update(np.sin(np.arange(400, 410) / 4) + 1).predict(horizon=4).shape
+    (4,)
+    """
+
+    def __init__(
+        self,
+        horizon: int = 24,
+        freq: str | int | None = None,
+        season_length: int | None = None,
+        context_length: int | None = None,
+        patch_length: int | None = None,
+        quantiles: Sequence[float] = DECILES,
+        point: Literal["mean", "median"] = "mean",
+        variant: Variant | None = None,
+        model: BackboneConfig | None = None,
+        train: TrainConfig | None = None,
+        adapt: bool = True,
+        warm_start: bool = False,
+        time_limit: float | None = None,
+        on_gap: str = "raise",
+        on_duplicate: str = "raise",
+        on_bad: str = "raise",
+        on_short: str = "pad",
+        id_col: str = "unique_id",
+        time_col: str = "ds",
+        target_col: str = "y",
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: int = 0,
+    ) -> None:
+        self.horizon = horizon
+        self.freq = freq
+        self.season_length = season_length
+        self.context_length = context_length
+        self.patch_length = patch_length
+        self.quantiles = quantiles
+        self.point = point
+        self.variant = variant
+        self.model = model
+        self.train = train
+        self.adapt = adapt
+        self.warm_start = warm_start
+        self.time_limit = time_limit
+        self.on_gap = on_gap
+        self.on_duplicate = on_duplicate
+        self.on_bad = on_bad
+        self.on_short = on_short
+        self.id_col = id_col
+        self.time_col = time_col
+        self.target_col = target_col
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; `model__dim`, `model__memory__depth` and `train__steps` reach into the configurations."""
+        plain: dict[str, Any] = {}
+        for name, value in params.items():
+            first, *rest = name.split("__")
+            if not rest or first not in ("model", "train"):
+                plain[name] = value
+                continue
+            whole = plain.get(first, getattr(self, first)) or {"model": BackboneConfig, "train": TrainConfig}[first]()
+            plain[first] = _replaced(whole, rest, value)
+        super().set_params(**plain)
+        return self
+
+    # Hooks of PanelForecaster
+
+    def _learn(self, panel: Panel) -> None:
+        require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
+        self.levels_ = check_levels(self.quantiles)
+        context, patch = self._sizes(panel)
+        panel = self._long_enough(panel, patch)
+        settings = self.train or TrainConfig()
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31))
+        ends = validation_ends(panel, settings.validation, self.horizon)
+        path = fit_linear(panel, context, self.horizon, train_ends=ends, max_windows=MAX_WINDOWS, seed=seed)
+        config = TimeSeriesConfig(
+            horizon=self.horizon, context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
+        )
+        device = self._device()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            model = TimeSeriesModel(config).to(device)
+            if self.warm_start and hasattr(self, "model_") and self.model_.config == config:
+                model.load_state_dict(self.model_.state_dict())
+            rows = Rows(
+                values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
+                starts=torch.from_numpy(panel.offsets[:-1]).to(device),
+                ends=torch.from_numpy(panel.offsets[1:]).to(device),
+                units=torch.from_numpy(series_scales(panel, ends)).to(device),
+            )
+            fitted = train(
+                model,
+                _as_torch(path) if settings.linear else None,
+                rows,
+                torch.from_numpy(ends).to(device),
+                settings,
+                seed=seed,
+                time_limit=self.time_limit,
+                verbose=self.verbose,
+            )
+        residuals = None
+        if not fitted.trained:
+            require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
+            residuals = residual_quantiles(path, panel, ends, self.levels_)
+        whole = fit_linear(
+            panel, context, self.horizon, penalties=(path.penalty,), max_windows=MAX_WINDOWS, seed=seed
+        )
+        # Assigned last: a fit that fails leaves the forecaster as it was.
+        self.model_, self.linear_ = model, LinearPath(whole.weights, path.penalty, path.losses) if settings.linear else None
+        self.residuals_, self.correction_, self.history_ = residuals, fitted.weight, fitted.history
+        self.context_length_, self.patch_length_ = context, patch
+
+    def _start(self, panel: Panel) -> SeriesState:
+        return prefill(self.model_, panel)
+
+    def _advance(self, state: SeriesState, rows: Int, new: Panel) -> SeriesState:
+        place = torch.from_numpy(np.asarray(rows)).to(state.position.device)
+        return put_rows(state, place, advance(self.model_, select_rows(state, place), new, adapt=self.adapt))
+
+    def _append(self, state: SeriesState, other: SeriesState) -> SeriesState:
+        return join_rows([state, other])
+
+    @torch.no_grad()
+    def _forecast(self, state: SeriesState, rows: Int) -> Forecast:
+        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.position.device))
+        said = self.model_.forecast(part)
+        level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
+        base = np.broadcast_to(level, (len(rows), self.horizon))
+        windows = part.window.cpu().numpy()
+        if self.linear_ is not None:
+            linear = apply_linear(self.linear_, windows)
+            base = np.where(np.isnan(linear), base, linear)
+        mean = base + self.correction_ * scale * said.shift.double().cpu().numpy()
+        if self.residuals_ is None:
+            quantiles = mean[..., None] + scale[..., None] * said.offsets.double().cpu().numpy()
+        else:
+            quantiles = mean[..., None] + context_scale(windows, scale[:, 0])[:, None, None] * self.residuals_
+        forecast = Forecast(mean, quantiles, self.levels_)
+        if self.point == "median":
+            return forecast._replace(point=quantiles_at(forecast, [0.5])[..., 0])
+        return forecast
+
+    # Saving
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted forecaster and the states of its series into the folder `path`.
+
+        Two files: `config.json` and `weights.safetensors`. Nothing in them is code, so that a file from elsewhere can
+        be loaded safely.
+        """
+        check_is_fitted(self, "_known")
+        known = self._known
+        params = self.get_params(deep=False)
+        params["model"] = None if self.model is None else asdict(self.model)
+        params["train"] = None if self.train is None else asdict(self.train)
+        params["quantiles"] = list(self.quantiles)
+        if isinstance(self.random_state, np.random.RandomState):
+            params["random_state"] = None  # a generator has no spelling; its draws are in the weights already
+        config = {
+            "params": params,
+            "model": asdict(self.model_.config),
+            "linear": None if self.linear_ is None else {"penalty": self.linear_.penalty},
+            "correction": self.correction_,
+            "history": self.history_,
+            "freq": self.freq_,
+            "season_length": self.season_length_,
+            "skipped": [[*ids_to_json((name,)), why] for name, why in self.skipped_.items()],
+            "ids": ids_to_json(known.ids),
+            "clock": clock_to_json(known.clock),
+            "layout": layout_to_json(self._layout),
+        }
+        tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
+        tensors |= state_tensors(known.state)
+        tensors |= {"ends": torch.from_numpy(known.ends), "phases": torch.from_numpy(known.phases)}
+        if self.linear_ is not None:
+            tensors["linear"] = torch.from_numpy(self.linear_.weights)
+        if self.residuals_ is not None:
+            tensors["residuals"] = torch.from_numpy(self.residuals_)
+        write_checkpoint(path, config, tensors)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto") -> Self:
+        """The forecaster that `save` wrote: the same numbers, bit for bit, and ready for `update`."""
+        config, tensors = read_checkpoint(path)
+        params = config["params"]
+        params["model"] = None if params["model"] is None else _backbone_from(params["model"])
+        params["train"] = None if params["train"] is None else TrainConfig(**params["train"])
+        params["quantiles"] = tuple(params["quantiles"])
+        forecaster = cls(**{**params, "device": device})
+        shape = config["model"]
+        shape["backbone"], shape["quantiles"] = _backbone_from(shape["backbone"]), tuple(shape["quantiles"])
+        model = TimeSeriesModel(TimeSeriesConfig(**shape)).to(forecaster._device())
+        weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+        model.load_state_dict(weights)
+        forecaster.model_ = model.eval()
+        forecaster.linear_ = None
+        if config["linear"] is not None:
+            forecaster.linear_ = LinearPath(tensors["linear"].numpy(), config["linear"]["penalty"], {})
+        forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
+        forecaster.correction_ = config["correction"]
+        forecaster.history_ = [(step, loss) for step, loss in config["history"]]
+        forecaster.levels_ = model.config.quantiles
+        forecaster.context_length_, forecaster.patch_length_ = model.config.context, model.config.patch
+        forecaster.freq_, forecaster.season_length_ = config["freq"], config["season_length"]
+        forecaster.skipped_ = {id_from_json(name): why for name, why in config["skipped"]}
+        forecaster._layout = layout_from_json(config["layout"])
+        forecaster._known = Known(
+            ids=tuple(id_from_json(name) for name in config["ids"]),
+            ends=tensors["ends"].numpy(),
+            phases=tensors["phases"].numpy(),
+            clock=clock_from_json(config["clock"]),
+            state=state_from_tensors(model, tensors),
+        )
+        return forecaster
+
+    # Choices
+
+    def _sizes(self, panel: Panel) -> tuple[int, int]:
+        """Context and patch length: as configured, else by horizon, season and the length of the series."""
+        context = self.context_length
+        if context is None:
+            wanted = min(max(3 * self.horizon, 4 * self.season_length_, 32), 512)
+            context = max(4, min(wanted, int(np.quantile(panel.lengths, 0.75)) // 2))
+        patch = self.patch_length
+        if patch is None:
+            patch = next((size for size in (16, 8, 4, 2) if context >= 12 * size), 1)
+        require(context >= 1, f"context_length={context} must be 1 or more.")
+        require(1 <= patch <= context, f"patch_length={patch} must lie between 1 and context_length={context}.")
+        return int(context), int(patch)
+
+    def _long_enough(self, panel: Panel, patch: int) -> Panel:
+        """The series to learn from, by `on_short`; those left out are still forecast."""
+        require(self.on_short in ("pad", "skip", "raise"), f"on_short={self.on_short!r}: 'pad', 'skip' or 'raise'.")
+        short = np.flatnonzero(panel.lengths < patch + self.horizon)
+        if not short.size or self.on_short == "pad":
+            return panel
+        first, count = panel.ids[short[0]], int(panel.lengths[short[0]])
+        reason = f"{count} rows, and one patch and one horizon are {patch + self.horizon}"
+        if self.on_short == "raise" or len(short) == len(panel):
+            raise DataError(
+                f"series {first!r} has {reason} ({len(short)} such series). "
+                "Fix: on_short='pad' learns from what there is, or set a shorter horizon."
+            )
+        self.skipped_ = {**self.skipped_, **{panel.ids[row]: f"not learnt from: {reason}" for row in short}}
+        return panel.select(np.flatnonzero(panel.lengths >= patch + self.horizon))
+
+    def _backbone(self) -> BackboneConfig:
+        backbone = self.model or BackboneConfig()
+        return backbone if self.variant is None else replace(backbone, variant=self.variant)
+
+    def _device(self) -> torch.device:
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+def _as_torch(path: LinearPath) -> Any:
+    """The linear path as training wants it."""
+
+    def linear(contexts: torch.Tensor) -> torch.Tensor:
+        forecast: Float = apply_linear(path, contexts.cpu().numpy())
+        return torch.from_numpy(forecast).to(contexts.device)
+
+    return linear
+
+
+def _backbone_from(saved: dict[str, Any]) -> BackboneConfig:
+    return BackboneConfig(**{**saved, "memory": MemoryConfig(**saved["memory"])})
+
+
+def _replaced(config: Any, path: list[str], value: Any) -> Any:
+    """A configuration with one field, maybe of a configuration inside it, replaced."""
+    name, *rest = path
+    fields = getattr(type(config), "__dataclass_fields__", {})
+    if name not in fields:
+        raise ValueError(f"{type(config).__name__} has no parameter {name!r}: there are {', '.join(fields)}.")
+    return replace(config, **{name: _replaced(getattr(config, name), rest, value) if rest else value})
