@@ -187,9 +187,8 @@ def test_a_bad_series_is_left_out_when_asked(case):
     panel, _, skipped = read(BAD[case][0], on_bad="skip")
     assert list(skipped) == [bad]
     assert BAD[case][1][1] in skipped[bad] or case == "off the grid"
-    assert panel.ids == ({"a", "b"} - {bad}).pop().__class__(["a", "b"]["ab".index(bad) - 1]) or len(panel) == 1
-    good, _, _ = read(long_frame().query("unique_id != @bad"))
-    assert panel.values.tolist() == good.values.tolist()
+    good, _, _ = read(BAD[case][0].query("unique_id != @bad"))
+    assert (panel.ids, panel.values.tolist()) == (good.ids, good.values.tolist())
 
 
 def test_rows_without_an_id_are_reported_under_none():
@@ -296,9 +295,24 @@ def test_ids_come_back_as_they_were_given(ids):
 
 # Calendars
 
-ALIASES = (
-    "h 15min D W-WED ME MS QE-NOV QS-FEB YE-DEC YS-JAN B BME BMS 2h 3D 2W-SUN 2ME s 90min 2QS-JAN BQE-DEC ms 36h".split()
-)
+ALIASES = [
+    "h",
+    "15min",
+    "D",
+    "W-WED",
+    "ME",
+    "MS",
+    "QE-NOV",
+    "QS-FEB",
+    "YE-DEC",
+    "YS-JAN",
+    "B",
+    "BME",
+    "BMS",
+    "2h",
+    "3D",
+]
+ALIASES += ["2W-SUN", "2ME", "s", "90min", "2QS-JAN", "BQE-DEC", "ms", "36h"]
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])
@@ -333,9 +347,17 @@ def test_every_resolution_is_kept(unit):
 
 @pytest.mark.parametrize(
     ("declared", "first", "alias"),
-    [("M", "2020-01-31", "ME"), ("M", "2020-01-01", "MS"), ("Q", "2020-03-31", "QE"), ("Q", "2020-01-01", "QS-OCT")]
-    + [("Y", "2020-12-31", "YE"), ("Y", "2020-01-01", "YS"), ("A", "2020-12-31", "YE"), ("H", "2020-01-01", "h")]
-    + [("15T", "2020-01-01", "15min")],
+    [
+        ("M", "2020-01-31", "ME"),
+        ("M", "2020-01-01", "MS"),
+        ("Q", "2020-03-31", "QE"),
+        ("Q", "2020-01-01", "QS-OCT"),
+        ("Y", "2020-12-31", "YE"),
+        ("Y", "2020-01-01", "YS"),
+        ("A", "2020-12-31", "YE"),
+        ("H", "2020-01-01", "h"),
+        ("15T", "2020-01-01", "15min"),
+    ],
 )
 def test_both_spellings_of_a_frequency_are_read(declared, first, alias):
     times = pd.date_range(first, periods=9, freq=alias)
@@ -361,7 +383,8 @@ def test_days_are_local_and_hours_absolute_over_a_clock_change():
 
 def test_a_midnight_that_does_not_exist_is_the_first_hour_that_does():
     # Cairo moved its clocks at midnight: 26 April 2024 began at one o'clock.
-    days = pd.date_range("2024-04-22", periods=9, freq="D", tz="Africa/Cairo")
+    naive = pd.date_range("2024-04-22", periods=9, freq="D")
+    days = naive.tz_localize("Africa/Cairo", nonexistent="shift_forward")
     assert days[4].hour == 1
     panel, _, _ = read(pd.Series(1.0, index=days[:3]))
     assert panel.future_times(0, 6).equals(days[3:])
@@ -404,8 +427,10 @@ def test_mixed_zones_and_kinds_are_told_apart():
 
 @pytest.mark.parametrize(
     ("freq", "season"),
-    [("h", 24), ("15min", 96), ("10min", 144), ("2h", 12), ("D", 7), ("B", 5), ("W-SUN", 1), ("ME", 12), ("M", 12)]
-    + [("QE-DEC", 4), ("QS-JAN", 4), ("Y-DEC", 1), ("YE-DEC", 1), ("s", 1), ("5h", 1), (1, 1)],
+    [
+        *[("h", 24), ("15min", 96), ("10min", 144), ("2h", 12), ("D", 7), ("B", 5), ("W-SUN", 1), ("ME", 12)],
+        *[("M", 12), ("QE-DEC", 4), ("QS-JAN", 4), ("Y-DEC", 1), ("YE-DEC", 1), ("s", 1), ("5h", 1), (1, 1)],
+    ],
 )
 def test_seasons_are_those_of_the_benchmarks(freq, season):
     assert season_length(freq) == season

@@ -62,7 +62,8 @@ class AttentionProjections(nn.Module):
 
     def merge(self, y: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T D"]:
         """Heads side by side, through the output projection."""
-        return self.out(y.movedim(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out: Tensor = self.out(y.movedim(1, 2).flatten(2))
+        return out
 
 
 class SlidingWindowAttention(nn.Module):
@@ -90,6 +91,7 @@ class SlidingWindowAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], state: WindowState, lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], WindowState]:
+        """Attend to the tokens before and the token itself; behind `lengths` lies padding."""
         time, past = x.shape[1], self.window - 1
         queries, keys, values = self.shared.split(x)
         position = state.position[:, None] + torch.arange(time, device=x.device)
@@ -153,7 +155,7 @@ class SegmentAttention(nn.Module):
         self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B T D"], state: SegmentState, piece: Piece
     ) -> tuple[Float[Tensor, "B T D"], SegmentState]:
         """Attend within the tokens of one piece, none of which crosses the end of its row's segment."""
-        rows, time, _ = x.shape
+        time = x.shape[1]
         position = state.filled[:, None] + torch.arange(time, device=x.device)
         queries, keys, values = self.shared.split(x)
         _, context_keys, context_values = self.shared.split(context)

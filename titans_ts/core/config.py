@@ -26,7 +26,7 @@ class MemoryConfig:
     expansion: hidden width of a deep memory, in multiples of the head width (camera-ready: 4).
     residual: the camera-ready's `M(x) = x + LN(MLP(x))` (layer norm without learned scale) instead of `MLP(x)`.
     chunk: tokens between two anchors of a deep memory (a hyperparameter of the function, not only of its speed:
-        the paper uses 16); for a linear memory only the tile size of the solver, without effect on the result.
+        the paper uses 16); for a linear memory only the tile of the solver, without effect on the result.
     conv: taps of the causal depthwise convolution on queries, keys and values; 1 switches it off.
     momentum, forgetting: past surprise (eta) and the forget gate (alpha); off means 0 everywhere.
     layer_gates: separate theta, eta and alpha for each layer of the memory network (camera-ready, appendix B.3).
@@ -35,11 +35,11 @@ class MemoryConfig:
         regression wants and classification does not.
     step_budget: largest sum of the steps theta inside one chunk of a deep memory, each divided by its token's
         `stiffness`. A frozen gradient of a repeated key adds up over the chunk: at 0.5 the chunk closes the whole error
-        of such a key, and once the sum passes 1 it diverges. None: neither the sum is bounded nor the steps divided (for
-        experiments). Linear memories need none.
+        of such a key, and once the sum passes 1 it diverges. None: neither the sum is bounded nor the steps divided
+        (for experiments). Linear memories need none.
     weight_cap: a deep memory's layer is scaled back at chunk starts to a Frobenius norm of at most
         `weight_cap * sqrt(fan_out)`, `weight_cap` times that of a fresh layer: with the budget it makes the state
-        bounded whatever comes in.
+        bounded whatever comes in. A linear memory is capped at a thousand times that, which is for the worst only.
     op: which implementation runs; "auto" takes `exact_linear` where it is exact and `chunked` otherwise.
 
     >>> MemoryConfig(dim=32, heads=2, depth=1).head_dim

@@ -21,6 +21,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        """The normed and scaled tokens."""
         return functional.rms_norm(x, x.shape[-1:], self.scale.to(x.dtype), 1e-6)
 
 
@@ -37,8 +38,10 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Float[Tensor, "*shape D"]) -> Float[Tensor, "*shape D"]:
+        """Every token by itself."""
         gate, value = self.up(x).chunk(2, -1)
-        return self.down(functional.silu(gate) * value)  # type: ignore[no-any-return]
+        out: Tensor = self.down(functional.silu(gate) * value)
+        return out
 
 
 class CausalConv(nn.Module):
@@ -68,6 +71,7 @@ class CausalConv(nn.Module):
     def forward(
         self, x: Float[Tensor, "B T D"], recent: Float[Tensor, "B K D"], lengths: Int[Tensor, " B"] | None = None
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B K D"]]:
+        """The mixed tokens, and what the next call still sees of these."""
         both = torch.cat([recent.to(x.dtype), x], 1)
         out = functional.conv1d(both.mT, self.weight.to(x.dtype), groups=both.shape[-1]).mT
         return out, last_rows(both, self.taps - 1, lengths)

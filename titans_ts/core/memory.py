@@ -39,11 +39,11 @@ class NeuralMemory(nn.Module):
     """A long-term memory that learns while it is used: eq. 13 to 15 as a causal layer with explicit state.
 
     `y, state = memory(x, state=None, observed=None, lengths=None)` writes every token into the memory's weights by
-    gradient descent on its surprise, and reads the weights right after each write. One token, a chunk and a year are the
-    same call, and any split of the input gives the same result.
+    gradient descent on its surprise, and reads the weights right after each write. One token, a chunk and a year are
+    the same call, and any split of the input gives the same result.
 
-    The step of the momentum is `theta * (1 - eta)` with theta in (0, 1/2): past surprise then averages gradients instead
-    of adding them up, which keeps theta's range the same for every eta.
+    The step of the momentum is `theta * (1 - eta)` with theta in (0, 1/2): past surprise then averages gradients
+    instead of adding them up, which keeps theta's range the same for every eta.
 
     Source: Behrouz et al., "Titans: Learning to Memorize at Test Time", sections 3.1 to 3.3 and 4.4.
 
@@ -70,9 +70,11 @@ class NeuralMemory(nn.Module):
         shapes = layer_shapes(config.head_dim, config.depth, config.expansion)
         self.initial = nn.ParameterList(torch.randn(heads, i, o) / i**0.5 for i, o in shapes)
         with torch.no_grad():
-            # Keys start as a mix of the last tokens and queries as the token itself, so that "what followed this" can
-            # be found from the first step on; and a memory that holds nothing says nothing.
-            self.conv.weight[dim : 2 * dim] = 0.5 * torch.randn(dim, 1, config.conv)
+            # Queries and keys start alike, keys as the mean of the last tokens: what is asked for a token is then, from
+            # the first step of training on, what came with and right after its like. And a memory that holds nothing
+            # says nothing.
+            self.project.weight[dim : 2 * dim] = self.project.weight[:dim]
+            self.conv.weight[dim : 2 * dim] = 1 / config.conv
             if not config.residual:
                 self.initial[-1].zero_()
         self.norm = RMSNorm(config.head_dim)
@@ -153,13 +155,15 @@ class NeuralMemory(nn.Module):
 
     def split_heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B H T K"]:
         """Heads as an axis of their own."""
-        return x.unflatten(-1, (self.config.heads, self.config.head_dim)).movedim(2, 1)
+        out: Tensor = x.unflatten(-1, (self.config.heads, self.config.head_dim)).movedim(2, 1)
+        return out
 
     def finish(self, read: Float[Tensor, "B H T K"], x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Norm, output gate and output projection (section 4.4)."""
         if self.config.normalize:
             read = self.norm(read)
-        return self.out(read.movedim(1, 2).flatten(2) * self.gate(x).sigmoid())  # type: ignore[no-any-return]
+        out: Tensor = self.out(read.movedim(1, 2).flatten(2) * self.gate(x).sigmoid())
+        return out
 
     def lookup(
         self, weights: tuple[Float[Tensor, "B H _ _"], ...], queries: Float[Tensor, "B T D"]

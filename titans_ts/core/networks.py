@@ -4,6 +4,7 @@ B row, H head, T time, I and O input and output width of a layer.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -19,8 +20,7 @@ def layer_shapes(head_dim: int, depth: int, expansion: int) -> list[tuple[int, i
     >>> layer_shapes(8, 2, 4)
     [(8, 32), (32, 8)]
     """
-    widths = [head_dim] + [expansion * head_dim] * (depth - 1) + [head_dim]
-    return list(zip(widths[:-1], widths[1:], strict=True))
+    return list(pairwise([head_dim, *[expansion * head_dim] * (depth - 1), head_dim]))
 
 
 def normalize(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,8 @@ def gradient_factors(
     ...     [torch.ones(1, 1, 2, 8), torch.ones(1, 1, 8, 2)], torch.ones(1, 1, 5, 2), torch.ones(1, 1, 5, 2))]
     [(2, 8), (8, 2)]
     """
-    inputs, sums = [keys], []
+    inputs: list[Tensor] = [keys]
+    sums: list[Tensor] = []
     for layer, weight in enumerate(weights):
         if layer:
             inputs.append(functional.gelu(sums[-1]))
@@ -94,9 +95,9 @@ def stiffness(gradient_square: Tensor, delta_square: Tensor) -> Tensor:
 
     gradient_square: of the loss with respect to all weights. delta_square: with respect to the network's output.
 
-    The quotient is the curvature that the step meets: the output moves by `theta * quotient * |delta|` along delta. It is
-    1 for a linear memory with unit keys, and grows with the square of the network's Jacobian, so that a step which is safe
-    for a fresh network is not safe for one that has grown.
+    The quotient is the curvature that the step meets: the output moves by `theta * quotient * |delta|` along delta. It
+    is 1 for a linear memory with unit keys, and grows with the square of the network's Jacobian, so that a step which
+    is safe for a fresh network is not safe for one that has grown.
 
     >>> stiffness(torch.tensor([1.0, 8.0]), torch.tensor([2.0, 2.0])).tolist()
     [1.0, 4.0]

@@ -2,20 +2,21 @@
 
 Chunks and segments begin where each row's own clock says, and rows of one batch may stand at different clocks and have
 different lengths. `pieces` lists the steps of a loop in which every row meets at most one boundary, `take` cuts
-a tensor for one step, `join` puts the steps' outputs back in the order of the tokens. Where all rows agree, which is the
-rule in training, these are plain slices.
+a tensor for one step, `join` puts the steps' outputs back in the order of the tokens. Where all rows agree, which is
+the rule in training, these are plain slices.
 
 B row, T time.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Piece:
     """One step of the loop: `width` tokens from `start`; of row b only the first `count[b]` are real.
 
     start: one int for all rows, or [B]. count: None when all `width` tokens are real in every row, else [B].
@@ -50,6 +51,16 @@ def pieces(offset: Int[Tensor, " B"], lengths: Int[Tensor, " B"] | None, time: i
         if width:
             steps.append(Piece(start.clamp(max=time - 1), width, count, index))
     return steps
+
+
+def begins(piece: Piece, offset: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """Which rows begin a chunk with the first token of a step; `offset` is that of the whole call's start.
+
+    >>> begins(Piece(torch.tensor([0, 0]), 2, torch.tensor([1, 2]), 0), torch.tensor([3, 0])).tolist()
+    [False, True]
+    """
+    first = torch.ones_like(offset, dtype=torch.bool) if piece.index else offset == 0
+    return first if piece.count is None else first & (piece.count > 0)
 
 
 def take(x: Tensor, piece: Piece, dim: int) -> Tensor:

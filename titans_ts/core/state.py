@@ -41,7 +41,7 @@ def map_state(function: Callable[..., Tensor], *states: S) -> S:
     first = states[0]
     if isinstance(first, Tensor):
         return function(*states)  # type: ignore[return-value]
-    parts = [map_state(function, *part) for part in zip(*states, strict=True)]  # type: ignore[call-overload]
+    parts = [map_state(function, *part) for part in zip(*states, strict=True)]
     return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)  # type: ignore[return-value]
 
 

@@ -1,5 +1,4 @@
-"""The door that every forecaster shares: frames in, frames out, and the rules in between. A subclass brings only the
-numbers.
+"""What every forecaster shares: frames in, frames out, and the rules in between. A subclass brings only the numbers.
 
 A subclass stores its constructor parameters (those annotated on `PanelForecaster`, and its own) and has five hooks. All
 but `_learn` are pure: states go in and come out, row i of a state is series i.
@@ -35,8 +34,7 @@ from .panel import DataError, Float, Int, Panel, future_times, shorten
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a forecaster knows of its series: ids, where each of them ends on the clock, and their state. Replaced
-    whole, never changed."""
+    """What a forecaster knows of its series: ids, ends on the clock, state. Replaced whole, never changed."""
 
     ids: tuple[Hashable, ...]
     ends: Int
@@ -94,8 +92,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     # The public surface
 
     def fit(self, y: Any, X: object = None) -> Self:
-        """Learn from the panel `y` and remember where each series ends; `X` is ignored (scikit-learn's searches pass
-        it).
+        """Learn from the panel `y` and remember where each series ends; `X` is ignored (searches pass it).
 
         `y` is a long frame, a Series or wide frame with a time index, a 1-D or 2-D array `[time, series]`, or an
         iterable of GluonTS entries.

@@ -1,5 +1,7 @@
-"""Baselines that every forecaster has to beat, with the same face. Axes: N series, H horizon, L context, M season, Q
-quantile levels."""
+"""Baselines that every forecaster has to beat, with the same face.
+
+Axes: N series, H horizon, L context, M season, Q quantile levels.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ RESIDUAL_WINDOWS = 20_000
 
 
 class Latest(NamedTuple):
-    """The last observed value of every phase of a season `[N, M]` (NaN: none yet), the row it came at, and the errors
-    of repeating it.
+    """The last observed value of every phase of a season `[N, M]`, when it came, and the errors of repeating it.
+
+    NaN and row -1 stand for a phase that was never observed.
 
     `squares` `[N]` sums the squared differences between a value and the one before it in its phase, each divided by the
     number of seasons between the two, as a random walk from season to season has it, and `errors` `[N]` counts them.
@@ -119,8 +122,7 @@ def nothing_yet(count: int, season: int) -> Latest:
 
 
 def repeat(latest: Latest, rows: Int, begin: Int, new: Panel) -> Latest:
-    """The latest values and the errors after `new`, whose series i is row `rows[i]` and starts at its row number
-    `begin[i]`."""
+    """The latest values and errors after `new`, whose series i is row `rows[i]` and goes on at step `begin[i]`."""
     season = latest.value.shape[1]
     owner = np.repeat(np.arange(len(rows)), new.lengths)
     when = spans(begin, new.lengths)
@@ -148,8 +150,7 @@ def repeat(latest: Latest, rows: Int, begin: Int, new: Panel) -> Latest:
 
 
 class RidgeState(NamedTuple):
-    """The last L rows of every series `[N, L]` (NaN: missing); number, mean and squared deviations of all its values
-    `[N]`."""
+    """The last L rows of every series `[N, L]`; number, mean and squared deviations of all its values `[N]`."""
 
     context: Float
     seen: Float
@@ -166,9 +167,9 @@ class Ridge(PanelForecaster):
     series, or a number of rows; a series too short for both parts only trains. `context_length=None` looks back two
     seasons or four horizons, whichever is longer, at most 512 rows or half a long series.
 
-    The quantiles are those of the validation residuals, per step ahead, in units of the context's standard deviation:
-    over nine panels that was better calibrated (mean distance from the nominal level 0.035) than a fixed scale of each
-    series (0.042), for it follows the volatility, and it scales with the data. A context that stands still has a tenth
+    The quantiles are those of the validation residuals, per step ahead, in units of the context's standard
+    deviation, which follows the volatility where a fixed scale of each series would not, and scales with the data.
+    A context that stands still has a tenth
     of its series' own deviation as its unit.
     """
 
@@ -259,10 +260,10 @@ class Ridge(PanelForecaster):
 
 
 def validation_ends(panel: Panel, validation: float, horizon: int) -> Int:
-    """Where the training part of every series ends: a share (below 1) or a number of rows, at least one horizon, before
-    its end.
+    """Where the training part of every series ends, and the validation part begins.
 
-    A series that would train on fewer than two horizons trains on all its rows.
+    `validation` is a share (below 1) or a number of rows; the part has at least one horizon. A series that would train
+    on fewer than two horizons trains on all its rows.
     """
     rows = validation if validation >= 1 else np.ceil(validation * panel.lengths)
     if validation < 0:
@@ -272,9 +273,10 @@ def validation_ends(panel: Panel, validation: float, horizon: int) -> Int:
 
 
 def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[float, ...]) -> Float:
-    """Quantiles `[H, Q]` of the residuals after `ends` (of the training rows when nothing comes after), in context scales.
+    """Quantiles `[H, Q]` of the residuals after `ends`, in units of `context_scale`.
 
-    Windows whose context stands still say nothing of the spread and are left out; where all do, the spread is zero.
+    Where nothing comes after `ends` they are those of the training rows. Windows whose context stands still say
+    nothing of the spread and are left out; where all do, the spread is zero.
     """
     scales = series_scales(panel, ends)
     for begin in (ends, np.zeros_like(ends)):

@@ -106,8 +106,11 @@ class PeriodClock:
 
 @dataclass(frozen=True)
 class DateClock:
-    """Timestamps. `wall` rules count on the local calendar, so a day across a clock change is still one day; others are
-    absolute."""
+    """Timestamps.
+
+    `wall` rules count on the local calendar, so a day across a clock change is still one day; others are
+    absolute.
+    """
 
     freq: str
     rule: Rule
@@ -128,8 +131,7 @@ class DateClock:
         return ordinals, phases, on_grid
 
     def times(self, ordinals: Int, phases: Int) -> pd.Index:
-        """Timestamps in the clock's unit and zone; a local time that a clock change skips moves to the first one that
-        exists."""
+        """Timestamps in the clock's unit and zone; a skipped local time moves to the first one that exists."""
         index = pd.DatetimeIndex(self.rule.join(ordinals, phases).view(f"M8[{self.unit}]"))
         if self.tz is None:
             return index
@@ -157,8 +159,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Steady:
-    """Steps of one length. On the grid: less than `slack` after a multiple of `cycle` (weeks: within the anchor's
-    day)."""
+    """Steps of one length. On the grid: less than `slack` after a multiple of `cycle` (weeks: the anchor's day)."""
 
     step: int
     origin: int
@@ -259,10 +260,9 @@ def raw(times: pd.DatetimeIndex, unit: str, wall: bool) -> Int:
 
 
 def season_length(freq: str | int) -> int:
-    """Rows of the season that GIFT-Eval and GluonTS score against: one day for hours and less, one week for days, one
-    year above.
+    """Rows of the usual season: a day for hours and minutes, a week for days, a year for months and quarters.
 
-    Weeks and years count as not seasonal (1), and so does every multiple that does not divide its season.
+    As in GIFT-Eval, weeks and years are not seasonal (1); nor are seconds, and steps that do not divide their season.
 
     >>> [season_length(freq) for freq in ("h", "15min", "D", "W-SUN", "ME", "QE-DEC", "YE-DEC", 1)]
     [24, 96, 7, 1, 12, 4, 1, 1]

@@ -1,4 +1,4 @@
-"""The door: whatever the user holds becomes a `Panel`, or a `DataError` says what is wrong with it and how to mend it.
+"""The door: what the user holds becomes a `Panel`, or a `DataError` says what is wrong and how to mend it.
 
 What happens to bad data:
 

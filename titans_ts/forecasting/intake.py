@@ -1,5 +1,4 @@
-"""Intake: every kind of input as the same four flat columns. Nothing is checked here beyond the types; `door.read` does
-that."""
+"""Intake: every kind of input as the same four flat columns. Only types are checked here; `door.read` does the rest."""
 
 from __future__ import annotations
 
@@ -66,7 +65,9 @@ def numbers(values: Any, name: str) -> Float:
     if kind.kind == "O" and not isinstance(kind, pd.CategoricalDtype):
         missing = np.asarray(column.isna())
         for value in column[~missing]:
-            if isinstance(value, str | bytes | complex) or not hasattr(value, "__float__"):
+            if isinstance(value, str | bytes):
+                raise DataError(f"{name!r} holds text such as {value!r}, not numbers. {fix}")
+            if isinstance(value, complex) or not hasattr(value, "__float__"):
                 raise DataError(f"{name!r} holds {value!r} ({type(value).__name__}), not numbers. {fix}")
         return np.array(
             [np.nan if gone else float(value) for value, gone in zip(column, missing, strict=True)], dtype=np.float64
@@ -107,7 +108,7 @@ def time_axis(values: Any, name: str) -> pd.Index:
         try:
             return pd.DatetimeIndex(pd.to_datetime(index))
         except (TypeError, ValueError) as error:
-            raise DataError(f"{name} cannot be read as timestamps ({error}). Fix: bring all into one time zone.") from None
+            raise DataError(f"{name} cannot be read ({error}). Fix: bring all timestamps into one zone.") from None
     if isinstance(example, pd.Period):
         return pd.PeriodIndex(index)
     raise DataError(
@@ -126,7 +127,9 @@ def factorize(values: Any, name: str) -> tuple[Int, list[Hashable]]:
 
 def _is_wide(frame: pd.DataFrame, names: tuple[str, str, str]) -> bool:
     """No long column anywhere, numbers only, and (unless the rows are only counted) a time index."""
-    if any(name in frame.columns or name in frame.index.names for name in names) or not frame.shape[1]:
+    if any(name in frame.columns for name in names) or not frame.shape[1]:
+        return False
+    if names[0] in frame.index.names or frame.index.nlevels > 1:
         return False
     if isinstance(frame.index, pd.DatetimeIndex | pd.PeriodIndex) or frame.columns.nlevels > 1:
         return True

@@ -45,8 +45,7 @@ class Layout:
         return self.kind not in ("vector", "matrix")
 
     def write(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Float]) -> Any:
-        """Forecast columns `[N, H]` in the layout's kind; `times` holds the timestamps of series 0, then of series 1,
-        ..."""
+        """Forecast columns `[N, H]` in the layout's kind; `times` is flat, series after series."""
         writer = {"long": self._long, "native": self._native, "series": self._series, "wide": self._wide}
         if self.kind in writer:
             return writer[self.kind](ids, times, columns)

@@ -1,5 +1,6 @@
-"""The closed-form linear path: one map from a context to the horizon, shared by all series, by ridge regression on
-windows drawn by index.
+"""The closed-form linear path: one map from a context to the horizon, shared by all series.
+
+It is a ridge regression on windows that are drawn by index and never held all at once.
 
 Axes: N series, W windows, B windows of one block, L context, H horizon. The mean of a context is taken out before the
 map and put back after it, so the path is equivariant: forecasting `c * y + d` gives `c * forecast + d`.
@@ -45,8 +46,7 @@ class LinearPath:
 
 
 class Windows(NamedTuple):
-    """Windows by index, never by copy: series i has those whose first target row is `first[i], ..., first[i] +
-    counts[i] - 1`."""
+    """Windows by index, never by copy: `counts[i]` of series i, the first with its targets at row `first[i]`."""
 
     panel: Panel
     context: int
@@ -87,9 +87,12 @@ def fit_linear(
     their context may reach back. Each series counts in units of its own standard deviation before `train_ends`, so that
     scale does not decide. `max_windows` draws that many training windows (and as many validation windows).
 
-    >>> path = fit_linear(panel, context=336, horizon=96, train_ends=np.full(7, 8640))
-    >>> path.weights.shape, path.penalty
-    ((336, 96), 0.001)
+    >>> from titans_ts.forecasting.clock import CountClock
+    >>> steps = np.arange(100)
+    >>> panel = Panel(np.sin(steps), np.array([0, 100]), ("wave",), steps[-1:], steps[:1], CountClock())
+    >>> path = fit_linear(panel, context=12, horizon=3, train_ends=np.array([80]))
+    >>> bool(np.abs(apply_linear(path, panel.values[None, -12:]) - np.sin([100, 101, 102])).max() < 1e-3)
+    True
     """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"penalties={tuple(penalties)} must be one or more positive numbers")
@@ -121,8 +124,7 @@ def fit_linear(
 
 
 def apply_linear(path: LinearPath, contexts: Float) -> Float:
-    """Forecasts `[B, H]` of contexts `[B, L]`; NaN is filled with the last value before it, a context of nothing but
-    NaN stays NaN."""
+    """Forecasts `[B, H]` of contexts `[B, L]`; NaN takes the last value before it, and nothing but NaN stays NaN."""
     centred, mean = centre(contexts)
     forecast: Float = mean[:, None] + centred @ path.weights
     return forecast
@@ -162,8 +164,7 @@ def draw(windows: Windows, count: int | None, random: np.random.Generator) -> Wi
 
 
 def blocks(windows: Windows) -> Iterator[tuple[Int, Float, Float]]:
-    """Series `[B]`, contexts `[B, L]` (NaN before a series began) and targets `[B, H]`, block after block, without
-    missing targets."""
+    """Series `[B]`, contexts `[B, L]` (NaN before a series began) and whole targets `[B, H]`, block after block."""
     panel, context, horizon, first, counts, chosen = windows
     size = max(BLOCK_BYTES // (8 * (context + horizon)), 1)
     offsets = offsets_of(counts)
@@ -190,8 +191,7 @@ def blocks(windows: Windows) -> Iterator[tuple[Int, Float, Float]]:
 
 
 def centre(contexts: Float) -> tuple[Float, Float]:
-    """Contexts without their mean `[B, L]`, holes filled with the last value before them (the mean at the start), and
-    the means `[B]`."""
+    """Contexts without their means `[B, L]`, and the means `[B]`; holes take the last value (at first the mean)."""
     observed = ~np.isnan(contexts)
     if observed.all():
         mean = contexts.mean(axis=1)

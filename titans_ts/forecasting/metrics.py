@@ -13,10 +13,10 @@ from .panel import Float
 
 
 def weighted_quantile_loss(y: Float, quantiles: Float, levels: Sequence[float]) -> float:
-    """The scaled CRPS of a whole panel: twice the quantile loss over `levels`, divided by `|y|`; rows without a `y` do
-    not count.
+    """The scaled CRPS of a whole panel: twice the quantile loss over `levels`, divided by `|y|`.
 
-    `y` is `[R]`, `quantiles` `[R, Q]`. Losses and sizes are summed over the panel before they are divided.
+    `y` is `[R]`, `quantiles` `[R, Q]`. Losses and sizes are summed over the panel before they are divided; rows
+    without a `y` do not count.
 
     >>> weighted_quantile_loss(np.array([1.0, 3.0]), np.array([[2.0], [2.0]]), [0.5])
     0.5

@@ -1,5 +1,7 @@
-"""A panel of series as flat arrays: what every forecaster works on. Frames exist only at the door (`door.read`) and on
-the way out."""
+"""A panel of series as flat arrays: what every forecaster works on.
+
+Frames exist only at the door (`door.read`) and on the way out (`layout.Layout`).
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,9 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """N series in flat arrays: series i is `values[offsets[i]:offsets[i + 1]]`, one row a step of `clock`, NaN where
-    nothing was observed.
+    """N series in flat arrays: series i is `values[offsets[i]:offsets[i + 1]]`.
+
+    One row is one step of `clock`, NaN where nothing was observed.
 
     `ends` and `phases` place the last row of each series on the clock, so the next timestamp is known without keeping
     any.
@@ -103,12 +106,12 @@ class Panel:
         return replace(self, values=values, offsets=offsets)
 
     def extend(self, new: Panel) -> Panel:
-        """The panel after `new` came: rows are appended to the series with the same id, unknown ids become new series
-        at the end.
+        """The panel after `new` came: rows follow those of the same id, unknown ids become new series at the end.
 
-        >>> later = past.extend(new)
-        >>> later.select([0]).tail(len(new.series(0))).values is not None
-        True
+        >>> from titans_ts.forecasting.clock import CountClock
+        >>> panel = Panel(np.arange(3.0), np.array([0, 3]), ("a",), np.array([2]), np.array([0]), CountClock())
+        >>> panel.head(1).extend(panel.tail(2)).values.tolist()
+        [0.0, 1.0, 2.0]
         """
         if new.clock != self.clock:
             raise ValueError(

@@ -7,7 +7,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from ..core.config import require
-from ..models.timeseries import TimeSeriesModel
+from ..core.state import join_rows, map_state, select_rows
+from ..models.timeseries import SeriesState, TimeSeriesModel, gather_windows
 
 Linear = Callable[[Tensor], Tensor]  # contexts [B, L], NaN where missing, to forecasts [B, F]; both float64
+
+REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
+REMEMBERED = 64  # series of such a pass
+CHECKED = 192  # validation sequences, at most
+VALIDATED = 32  # of them in one batch
+PAST = 8  # sequences of past that validation remembers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,59 +89,61 @@ class Batch(NamedTuple):
     unit: Tensor
 
 
+class Sequences(NamedTuple):
+    """Stretches `[begin, end)` of `series`, [B] each, in steps of the series; only forecasts from `first` on count.
+
+    state: what the model remembers at `begin`, a multiple of the patch; None: nothing.
+    """
+
+    series: Tensor
+    begin: Tensor
+    end: Tensor
+    first: Tensor
+    state: SeriesState | None = None
+
+
 def forecast_batch(
     model: TimeSeriesModel,
     linear: Linear | None,
     rows: Rows,
-    series: Tensor,
-    begin: Tensor,
-    end: Tensor,
-    first_origin: Tensor,
-    generator: torch.Generator,
+    sequences: Sequences,
     length: int,
+    generator: torch.Generator,
 ) -> Batch:
-    """Forecasts from every patch of the sequences `[begin, end)` of `series`, at a random place before the next patch.
+    """Forecasts from every patch of the sequences, of at most `length` steps, at a random place before the next patch.
 
-    Only origins at or behind `first_origin` (a step of the series) are kept; nothing behind `rows.ends` is seen.
+    Nothing at or behind `rows.ends` is seen.
     """
     config = model.config
     patch, horizon, context = config.patch, config.horizon, config.context
+    series, begin, end, first, state = sequences
+    device = begin.device
     reach = length + patch + horizon
-    index = begin[:, None] + torch.arange(reach, device=begin.device)
-    size = rows.ends - rows.starts
-    inside = index < size[series][:, None]
+    index = begin[:, None] + torch.arange(reach, device=device)
+    size = rows.ends[series] - rows.starts[series]
     flat = (rows.starts[series][:, None] + index).clamp(max=len(rows.values) - 1)
-    values = torch.where(inside, rows.values[flat], torch.full_like(rows.values[:1], torch.nan))
+    values = torch.where(index < size[:, None], rows.values[flat], torch.full_like(rows.values[:1], torch.nan))
 
-    encoded, _ = model.encode(values[:, :length], model.initial_state(len(series)), end - begin)
-    number = encoded.outputs.shape[1]
-    token = torch.arange(1, number + 1, device=begin.device).expand(len(series), -1)
-    arrived = torch.randint(patch, token.shape, generator=generator, device="cpu").to(begin.device)
+    state = model.initial_state(len(series)) if state is None else state
+    encoded, _ = model.encode(values[:, :length], state, end - begin)
+    token = torch.arange(1, encoded.outputs.shape[1] + 1, device=device).expand(len(series), -1)
+    arrived = torch.randint(patch, token.shape, generator=generator).to(device)
     origin = token * patch + arrived
-    kept = (token <= encoded.counts[:, None]) & (begin[:, None] + origin >= first_origin[:, None])
-    kept &= begin[:, None] + origin < size[series][:, None]
+    kept = (token <= encoded.counts[:, None]) & (begin[:, None] + origin >= first[:, None])
+    kept &= begin[:, None] + origin < size[:, None]
+    chosen = kept.flatten().nonzero().squeeze(1)
 
-    nan = values.new_full((len(series), context), torch.nan)
-    both = torch.cat([nan, values], 1)
-    prediction = model.forecast_at(both, encoded, token, arrived)
-    ahead = origin.flatten(1)[..., None] + torch.arange(horizon, device=begin.device)
-    truth = values.gather(1, ahead.flatten(1).clamp(max=reach - 1)).view(-1, horizon)
-    rows_of = kept.flatten().nonzero().squeeze(1)
-    if linear is None:
-        base = prediction.level.unsqueeze(-1).expand(-1, horizon)[rows_of]
-    else:
-        windows = both.unfold(1, context, 1)[torch.arange(len(series))[:, None], origin].flatten(0, 1)
-        base = linear(windows[rows_of])
-        base = torch.where(base.isnan(), prediction.level[rows_of].unsqueeze(-1), base)
-    unit = rows.units[series][:, None].expand_as(token).flatten()
-    return Batch(
-        base,
-        prediction.shift[rows_of],
-        prediction.offsets[rows_of],
-        prediction.scale[rows_of],
-        truth[rows_of],
-        unit[rows_of],
-    )
+    said = model.forecast_at(values[:, : length + patch], state, encoded, token, arrived)
+    ahead = (origin.unsqueeze(-1) + torch.arange(horizon, device=device)).flatten(1).clamp(max=reach - 1)
+    truth = values.gather(1, ahead).view(-1, horizon)[chosen]
+    base = said.level[chosen].unsqueeze(-1).expand(-1, horizon)
+    if linear is not None:
+        both = torch.cat([state.window, values], 1)
+        windows = gather_windows(both, context + origin, context).flatten(0, 1)[chosen]
+        straight = linear(windows)
+        base = torch.where(straight.isnan(), base, straight)
+    unit = rows.units[series][:, None].expand_as(token).flatten()[chosen]
+    return Batch(base, said.shift[chosen], said.offsets[chosen], said.scale[chosen], truth, unit)
 
 
 def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,14 +209,13 @@ def train(
     shape = model.config
     length = math.ceil(config.sequence * shape.context / shape.patch) * shape.patch
     before = rows._replace(ends=rows.starts + train_ends)
-    last = (train_ends - shape.horizon).clamp(min=0)  # the last step a sequence may end at, with a whole target behind
+    last = (train_ends - shape.horizon).clamp(min=0)  # behind it no origin has a whole target
     usable = (last >= shape.patch).nonzero().squeeze(1)
     if not len(usable) or not config.steps:
         return Fitted(0.0, [], False)
-    odds = last[usable].double()
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
-    checks = list(validation_sequences(rows, train_ends, length, shape.patch, shape.horizon))
+    checks = validation_sequences(rows, train_ends, length, shape.patch)
 
     decay = [p for p in model.parameters() if p.dim() >= 2]
     plain = [p for p in model.parameters() if p.dim() < 2]
@@ -220,14 +228,15 @@ def train(
         rate = min(step / (0.1 * config.steps), 1.0) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * rate
-        series = usable[torch.multinomial(odds, config.batch, replacement=True, generator=generator)]
-        share = torch.rand(config.batch, generator=generator, dtype=torch.float64).to(last.device)
-        begin = (share * ((last[series] - length).clamp(min=0) + 1)).long()
-        end = torch.minimum(begin + length, train_ends[series] - 1)
-        counts = (end - begin) // shape.patch
-        first = begin + shape.patch * torch.minimum(torch.full_like(counts, shape.num_tokens), (counts + 1) // 2)
+        if step % REMEMBER == 1:
+            memories = remember(average, before, usable, last, length, generator)
+        if step % 2 and memories is not None:
+            drawn = torch.randint(len(memories.series), (config.batch,), generator=generator).to(last.device)
+            sequences = map_state(lambda part, drawn=drawn: part[drawn], memories)
+        else:
+            sequences = draw(usable, last, train_ends, length, shape.num_tokens * shape.patch, config.batch, generator)
         model.train()
-        batch = forecast_batch(model, linear, before, series, begin, end, first, generator, length)
+        batch = forecast_batch(model, linear, before, sequences, length, generator)
         squared, pinball = losses(batch, levels)
         optimizer.zero_grad(set_to_none=True)
         (squared + pinball).backward()
@@ -237,7 +246,7 @@ def train(
 
         out_of_time = time_limit is not None and time.monotonic() - started > time_limit
         if step % every == 0 or step == config.steps or out_of_time:
-            if checks:
+            if len(checks.series):
                 _, loss = validate(average, linear, rows, checks, levels, length, config.linear)
                 history.append((step, loss))
                 if loss < best_loss:
@@ -245,7 +254,7 @@ def train(
             else:
                 best = copy.deepcopy(average.state_dict())
             if verbose:
-                shown = f"validation {history[-1][1]:.4f}" if checks else "no validation rows"
+                shown = f"validation {history[-1][1]:.4f}" if history else "no validation rows"
                 print(f"step {step}/{config.steps}  train {float(squared.detach()):.4f}  {shown}", file=sys.stderr)
         if out_of_time:
             break
@@ -253,8 +262,56 @@ def train(
     model.eval()
     if not config.linear:
         return Fitted(1.0, history, True)
-    weight, _ = validate(model, linear, rows, checks, levels, length, True) if checks else (0.0, math.nan)
+    if not len(checks.series):
+        return Fitted(0.0, history, True)
+    weight, _ = validate(model, linear, rows, checks, levels, length, True)
     return Fitted(weight, history, True)
+
+
+def draw(
+    usable: Tensor, last: Tensor, ends: Tensor, length: int, warm: int, count: int, generator: torch.Generator
+) -> Sequences:
+    """Random sequences that begin without a memory, series in proportion to their rows.
+
+    Their forecasts count once the head's tokens are all there, or from the middle of a shorter sequence on.
+    """
+    series = usable[torch.multinomial(last[usable].double().cpu(), count, replacement=True, generator=generator)]
+    share = torch.rand(count, generator=generator, dtype=torch.float64).to(last.device)
+    begin = (share * ((last[series] - length).clamp(min=0) + 1)).long()
+    end = torch.minimum(begin + length, ends[series] - 1)
+    return Sequences(series, begin, end, begin + ((end - begin) // 2).clamp(max=warm))
+
+
+@torch.no_grad()
+def remember(
+    model: TimeSeriesModel, rows: Rows, usable: Tensor, last: Tensor, length: int, generator: torch.Generator
+) -> Sequences | None:
+    """Sequences that begin with a memory: a pass through some whole series, cut at a random place and then every
+    `length` steps. None where no series is longer than one sequence.
+
+    Without them a model has only seen memories of `length` steps, and a stream of thousands is strange to it.
+    """
+    model.eval()
+    patch = model.config.patch
+    long = usable[last[usable] > length]
+    if not len(long):
+        return None
+    series = long[torch.randperm(len(long), generator=generator)[:REMEMBERED].to(long.device)]
+    first = patch * int(torch.randint(1, length // patch + 1, (1,), generator=generator))
+    state, begin, found = model.initial_state(len(series)), 0, []
+    while len(series):
+        step = first if begin == 0 else length
+        index = rows.starts[series][:, None] + begin + torch.arange(step, device=series.device)
+        _, state = model.encode(rows.values[index], state)
+        begin += step
+        alive = (last[series] > begin + patch).nonzero().squeeze(1)
+        series, state = series[alive], select_rows(state, alive)
+        start = torch.full_like(series, begin)
+        end = torch.minimum(start + length, rows.ends[series] - rows.starts[series] - 1)
+        found.append(Sequences(series, start, end, start, state))
+        whole = (end - start == length).nonzero().squeeze(1)
+        series, state = series[whole], select_rows(state, whole)
+    return join_rows(found)
 
 
 def move_average(average: TimeSeriesModel, model: TimeSeriesModel, decay: float) -> None:
@@ -269,15 +326,22 @@ def validate(
     model: TimeSeriesModel,
     linear: Linear | None,
     rows: Rows,
-    checks: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+    checks: Sequences,
     levels: Tensor,
     length: int,
     shrink: bool,
 ) -> tuple[float, float]:
-    """The weight of the correction that validation confirms, and the loss with that weight; always the same origins."""
+    """The weight of the correction that validation confirms, and the loss with that weight; always the same origins.
+
+    Every sequence is forecast twice, once from its own rows alone and once with the memory of everything before it.
+    """
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    batches = [forecast_batch(model, linear, rows, *check, generator, length) for check in checks]
+    batches = []
+    for rows_of in torch.arange(len(checks.series), device=levels.device).split(VALIDATED):
+        part = Sequences(*(field[rows_of] for field in checks[:4]))
+        batches.append(forecast_batch(model, linear, rows, part, length, generator))
+        batches.append(forecast_batch(model, linear, rows, with_past(model, rows, part, length), length, generator))
     weight = confirmed_weight(batches) if shrink else 1.0
     total = count = 0.0
     for batch in batches:
@@ -287,20 +351,32 @@ def validate(
     return weight, total / max(count, 1.0)
 
 
-def validation_sequences(
-    rows: Rows, train_ends: Tensor, length: int, patch: int, horizon: int, batch: int = 32, most: int = 256
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches (series, begin, end, first origin) whose origins cover the rows behind `train_ends`, at most `most`."""
-    size = rows.ends - rows.starts
+def with_past(model: TimeSeriesModel, rows: Rows, sequences: Sequences, length: int) -> Sequences:
+    """The sequences with what the model remembers of up to `PAST` sequences before them."""
+    patch = model.config.patch
+    begin = sequences.begin // patch * patch
+    past = begin.clamp(max=PAST * length // patch * patch)
+    most = int(past.max())
+    index = (begin - past)[:, None] + torch.arange(most, device=begin.device)
+    flat = (rows.starts[sequences.series][:, None] + index).clamp(max=len(rows.values) - 1)
+    state = model.initial_state(len(begin))
+    for start in range(0, most, length):
+        piece = rows.values[flat[:, start : start + length]]
+        _, state = model.encode(piece, state, (past - start).clamp(0, piece.shape[1]))
+    return sequences._replace(begin=begin, state=state)
+
+
+def validation_sequences(rows: Rows, train_ends: Tensor, length: int, patch: int) -> Sequences:
+    """Sequences whose forecasts begin at `train_ends` and later and cover what is left, at most `CHECKED` of them."""
+    sizes = (rows.ends - rows.starts).tolist()
+    stride = max(patch, length // 2 // patch * patch)
     found = []
-    for series in range(len(size)):
-        low, high = int(train_ends[series]), int(size[series]) - 1
-        stride = max(patch, length // 2)
-        ends = range(min(low + stride, high), high + 1, stride) if high >= low and low >= patch else range(0)
-        found += [(series, max(0, end - length), end, max(low, end - stride)) for end in ends]
-    if len(found) > most:
-        found = [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
-    table = torch.tensor(found, dtype=torch.long, device=size.device).view(-1, 4)
-    for part in table.split(batch):
-        if len(part):
-            yield part[:, 0], part[:, 1], part[:, 2], part[:, 3]
+    for series, (low, size) in enumerate(zip(train_ends.tolist(), sizes, strict=True)):
+        for first in range(low, size, stride) if low >= patch else ():
+            end = min(first + stride, size - 1)
+            begin = max(0, (end - length) // patch * patch)
+            found.append((series, begin, end, first))
+    if len(found) > CHECKED:
+        found = [found[i] for i in np.linspace(0, len(found) - 1, CHECKED).round().astype(int)]
+    table = torch.tensor(found, dtype=torch.long, device=train_ends.device).view(-1, 4)
+    return Sequences(*table.unbind(1))

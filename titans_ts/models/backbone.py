@@ -5,7 +5,6 @@ B row, T time, D model.
 
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -21,6 +20,7 @@ class Backbone(nn.Module):
 
     The output is the residual stream itself: a regression head wants its magnitude, which a last norm would remove.
 
+    >>> import torch
     >>> backbone = Backbone(BackboneConfig(variant="mac"))
     >>> x = torch.zeros(2, 9, 64)
     >>> whole, _ = backbone(x)

@@ -9,7 +9,6 @@ B row, T time, D model.
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -39,6 +38,7 @@ class ContextState(NamedTuple):
 class Gate(nn.Module):
     """Attention gated by the memory's read: both normalised with learned scales, `out(a * sigmoid(m))` (section 4.2).
 
+    >>> import torch
     >>> Gate(4)(torch.ones(1, 2, 4), torch.ones(1, 2, 4)).shape
     torch.Size([1, 2, 4])
     """
@@ -50,12 +50,15 @@ class Gate(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attention: Float[Tensor, "B T D"], memory: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.out(self.attention(attention) * self.memory(memory).sigmoid())  # type: ignore[no-any-return]
+        """Gate what attention made of the tokens by what the memory read."""
+        out: Tensor = self.out(self.attention(attention) * self.memory(memory).sigmoid())
+        return out
 
 
 class MemoryOnly(nn.Module):
     """LMM: the memory is the only thing that mixes tokens.
 
+    >>> import torch
     >>> block = MemoryOnly(BackboneConfig())
     >>> block(torch.zeros(1, 3, 64), block.initial_state(1), None, None)[0].shape
     torch.Size([1, 3, 64])
@@ -76,13 +79,15 @@ class MemoryOnly(nn.Module):
         observed: Bool[Tensor, "B T"] | None,
         lengths: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B T D"], MemoryState]:
-        y, state = self.memory(x, state, observed, lengths)
-        return y, state
+        """Outputs for every token and the state behind the last; arguments as in `NeuralMemory.forward`."""
+        out: tuple[Tensor, MemoryState] = self.memory(x, state, observed, lengths)
+        return out
 
 
 class MemoryAsGate(nn.Module):
     """MAG: sliding-window attention, gated by the memory's read of the same tokens (eq. 26 to 28).
 
+    >>> import torch
     >>> block = MemoryAsGate(BackboneConfig())
     >>> block(torch.zeros(1, 3, 64), block.initial_state(1), None, None)[0].shape
     torch.Size([1, 3, 64])
@@ -107,6 +112,7 @@ class MemoryAsGate(nn.Module):
         observed: Bool[Tensor, "B T"] | None,
         lengths: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B T D"], HybridState]:
+        """Outputs for every token and the state behind the last; arguments as in `NeuralMemory.forward`."""
         attended, attention = self.attention(x, state.attention, lengths)
         read, memory = self.memory(x, state.memory, observed, lengths)
         return self.gate(attended, read), HybridState(memory, attention)
@@ -117,6 +123,7 @@ class MemoryAsLayer(nn.Module):
 
     The camera-ready stacks the two like Samba, each with its residual path; so does this block.
 
+    >>> import torch
     >>> block = MemoryAsLayer(BackboneConfig())
     >>> block(torch.zeros(1, 3, 64), block.initial_state(1), None, None)[0].shape
     torch.Size([1, 3, 64])
@@ -141,6 +148,7 @@ class MemoryAsLayer(nn.Module):
         observed: Bool[Tensor, "B T"] | None,
         lengths: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B T D"], HybridState]:
+        """Outputs for every token and the state behind the last; arguments as in `NeuralMemory.forward`."""
         read, memory = self.memory(x, state.memory, observed, lengths)
         attended, attention = self.attention(self.norm(x + read), state.attention, lengths)
         return read + attended, HybridState(memory, attention)
@@ -153,6 +161,7 @@ class MemoryAsContext(nn.Module):
     it only (eq. 22), and the memory that gates the output is read token by token, each after its own write, instead of
     after the whole segment's (eq. 25).
 
+    >>> import torch
     >>> block = MemoryAsContext(BackboneConfig())
     >>> block(torch.zeros(1, 3, 64), block.initial_state(1), None, None)[0].shape
     torch.Size([1, 3, 64])
@@ -181,6 +190,7 @@ class MemoryAsContext(nn.Module):
         observed: Bool[Tensor, "B T"] | None,
         lengths: Int[Tensor, " B"] | None,
     ) -> tuple[Float[Tensor, "B T D"], ContextState]:
+        """Outputs for every token and the state behind the last; arguments as in `NeuralMemory.forward`."""
         memory, context, segment = state
         steps = pieces(segment.filled, lengths, x.shape[1], self.segment)
         outputs = []

@@ -1,6 +1,7 @@
 """The configuration of a backbone and of the time-series model around it."""
 
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 from ..core.config import MemoryConfig, require
@@ -94,9 +95,9 @@ class TimeSeriesConfig:
             require(getattr(self, name) >= 1, f"TimeSeriesConfig({name}={getattr(self, name)}) must be at least 1.")
         require(self.patch <= self.context, f"patch={self.patch} cannot be longer than context={self.context}.")
         levels = self.quantiles
-        rising = all(a < b for a, b in zip(levels, levels[1:], strict=False))
+        rising = all(a < b for a, b in pairwise((0.0, *levels, 1.0)))
         require(
-            bool(levels) and rising and 0 < levels[0] and levels[-1] < 1,
+            bool(levels) and rising,
             f"quantiles={levels} must be increasing numbers between 0 and 1.",
         )
 

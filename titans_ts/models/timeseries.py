@@ -228,28 +228,32 @@ class TimeSeriesModel(nn.Module):
         return Prediction(shift, rises.cumsum(-1), level, scale)
 
     def forecast_at(
-        self, both: Float[Tensor, "B T"], encoded: Encoded, token: Int[Tensor, "B S"], arrived: Int[Tensor, "B S"]
+        self,
+        values: Float[Tensor, "B T"],
+        before: SeriesState,
+        encoded: Encoded,
+        token: Int[Tensor, "B S"],
+        arrived: Int[Tensor, "B S"],
     ) -> Prediction:
-        """Forecasts from inside a pass that began with a blank state: after `token` tokens and `arrived` more values.
-
-        both: the values of the pass behind `context` places of NaN. One row of the result for each [B, S], flattened.
-        """
+        """Forecasts from inside a pass over `values`, which began with the state `before` at the end of a patch: after
+        `token` tokens and `arrived` more values. One row of the result for each [B, S], flattened."""
         context, patch, keep = self.config.context, self.config.patch, self.config.num_tokens
+        both = torch.cat([before.window, values], 1)
         windows = gather_windows(both, context + token * patch + arrived, context)
         index = token.unsqueeze(-1) + torch.arange(keep, device=token.device)
 
-        def last_tokens(x: Tensor) -> Tensor:
-            padded = torch.cat([x.new_zeros(x.shape[0], keep, *x.shape[2:]), x], 1)
-            flat = index.flatten(1).clamp(max=padded.shape[1] - 1)
-            picked = torch.take_along_dim(padded, flat.view(*flat.shape, *[1] * (x.dim() - 2)), 1)
-            return picked.view(-1, keep, *x.shape[2:])
+        def last_tokens(old: Tensor, new: Tensor) -> Tensor:
+            joined = torch.cat([old, new], 1)
+            flat = index.flatten(1).clamp(max=joined.shape[1] - 1)
+            picked = torch.take_along_dim(joined, flat.view(*flat.shape, *[1] * (joined.dim() - 2)), 1)
+            return picked.view(-1, keep, *joined.shape[2:])
 
         return self.head(
             windows.flatten(0, 1),
             arrived.flatten(),
-            last_tokens(encoded.outputs),
-            last_tokens(encoded.levels),
-            last_tokens(encoded.scales),
+            last_tokens(before.outputs, encoded.outputs),
+            last_tokens(before.levels, encoded.levels),
+            last_tokens(before.scales, encoded.scales),
         )
 
 

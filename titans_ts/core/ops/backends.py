@@ -21,17 +21,19 @@ def choose(config: MemoryConfig) -> str:
 
 
 def rule_of(config: MemoryConfig) -> Rule:
-    """The constants of a memory's update rule: a linear memory is exact and needs no bounds.
+    """The constants of a memory's update rule.
 
-    >>> rule_of(MemoryConfig(depth=1)).chunk, rule_of(MemoryConfig(depth=2)).chunk
-    (1, 64)
+    A linear memory is exact: it needs no budget, and its cap is only there for the worst. Gates that swing between
+    extremes from token to token can drive its momentum into resonance with a repeated key.
+
+    >>> rule_of(MemoryConfig(depth=1)).weight_cap, rule_of(MemoryConfig(depth=2)).weight_cap
+    (4000.0, 4.0)
     """
     if config.exact:
-        return Rule(chunk=1, tile=config.chunk)
+        return Rule(chunk=config.chunk, weight_cap=1000 * config.weight_cap)
     return Rule(
         chunk=config.chunk,
         residual=config.residual,
         step_budget=config.step_budget,
         weight_cap=config.weight_cap,
-        tile=config.chunk,
     )

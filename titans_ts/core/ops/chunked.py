@@ -1,7 +1,7 @@
 """The dual form of the update rule for deep memories: matrix products over chunks, never a weight per token.
 
-Every gradient of a layer is rank one, `input_t^T delta_t`, so that reading the weights of every token of a chunk takes a
-masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together).
+Every gradient of a layer is rank one, `input_t^T delta_t`, so that reading the weights of every token of a chunk takes
+a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together).
 
 B row, H head, C token of the chunk, K key, V value, G gate.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..networks import gradient_factors, normalize, stiffness
-from ..pieces import Piece, join, pieces, real, take
+from ..pieces import Piece, begins, join, pieces, real, take
 from ..state import MemoryState, where_rows
 from .coefficients import Coefficients, coefficients
 from .contract import Rule, Tokens, cap, lasting
@@ -23,7 +23,8 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
 
     >>> from titans_ts.core.ops.contract import Rule, Tokens
     >>> one = torch.ones(1, 1, 1, 1)
-    >>> start = MemoryState((one, one), (0 * one, 0 * one), (one, one), 0 * one[0], torch.zeros(1, dtype=torch.long), one[0])
+    >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
+    >>> start = MemoryState(two, two, two, 0 * one[0], clock, one[0])
     >>> chunked(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4))[0].shape
     torch.Size([1, 1, 1, 1])
     """
@@ -35,7 +36,7 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
-    anchor, spent = at_rest(state.weights, state.anchor, state.spent, offset, rule)
+    anchor, spent = at_rest(state.weights, state.anchor, state.spent, offset)
     out = join(reads, steps, time, 2) if reads else torch.zeros_like(tokens.values)
     return out, state._replace(anchor=anchor, spent=spent, offset=offset)
 
@@ -44,7 +45,8 @@ def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tu
     """Reads and state after one step of `pieces`; the offset stays that of the whole call's start.
 
     >>> one = torch.ones(1, 1, 1, 1)
-    >>> start = MemoryState((one, one), (0 * one, 0 * one), (one, one), 0 * one[0], torch.zeros(1, dtype=torch.long), one[0])
+    >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
+    >>> start = MemoryState(two, two, two, 0 * one[0], clock, one[0])
     >>> one_chunk(start, Tokens(one, one, one, 0 * one), Rule(chunk=4), Piece(0, 1, None, 0))[1].spent.item()
     0.0
     """
@@ -53,14 +55,8 @@ def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tu
     theta = take(tokens.theta, step, 2)
     eta = None if tokens.eta is None else take(tokens.eta, step, 2)
     alpha = None if tokens.alpha is None else take(tokens.alpha, step, 2)
-    written = real(step, keys.device)
-    if tokens.observed is not None:
-        observed = take(tokens.observed, step, 1)
-        written = observed if written is None else written & observed
-
-    starts = torch.ones_like(state.offset, dtype=torch.bool) if step.index else state.offset == 0
-    if step.count is not None:
-        starts = starts & (step.count > 0)
+    written = written_in(step, tokens)
+    starts = begins(step, state.offset)
     weights = where_rows(starts, cap(weights, rule.weight_cap), weights)
     anchor = where_rows(starts, weights, anchor)
     spent = torch.where(starts[:, None, None], torch.zeros_like(spent), spent)
@@ -78,7 +74,9 @@ def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tu
         theta = granted * share / stiff.unsqueeze(-1)
 
     gates = [
-        coefficients(theta[..., g], None if eta is None else eta[..., g], None if alpha is None else alpha[..., g], written)
+        coefficients(
+            theta[..., g], None if eta is None else eta[..., g], None if alpha is None else alpha[..., g], written
+        )
         for g in range(theta.shape[-1])
     ]
     x = queries
@@ -93,6 +91,20 @@ def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tu
         pushed.append(push)
     read = queries + normalize(x)[0] if rule.residual else x
     return read, state._replace(weights=tuple(moved), momentum=tuple(pushed), anchor=anchor, spent=spent)
+
+
+def written_in(step: Piece, tokens: Tokens) -> Tensor | None:
+    """Which tokens of a step write, [B, C]: those that are real and observed. None: all of them.
+
+    >>> one = torch.ones(1, 1, 2, 1)
+    >>> written_in(Piece(0, 2, None, 0), Tokens(one, one, one, one, observed=torch.tensor([[True, False]]))).tolist()
+    [[True, False]]
+    """
+    exists = real(step, tokens.keys.device)
+    if tokens.observed is None:
+        return exists
+    observed = take(tokens.observed, step, 1)
+    return observed if exists is None else exists & observed
 
 
 def read_layer(
@@ -119,7 +131,9 @@ def write_layer(
     >>> write_layer(coefficients(one[0], None, None, None), one[0], 3 * one, one, one, one)[0].item()
     2.0
     """
-    moved = gate.keep[..., -1, None, None] * weight - (inputs * (gate.mix[..., -1, :] * theta).unsqueeze(-1)).mT @ deltas
+    moved = (
+        gate.keep[..., -1, None, None] * weight - (inputs * (gate.mix[..., -1, :] * theta).unsqueeze(-1)).mT @ deltas
+    )
     if gate.carry is None or gate.fade_last is None or gate.trail_last is None:
         return moved, momentum
     moved = moved + gate.carry[..., -1, None, None] * momentum

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -37,24 +36,26 @@ class Tokens(NamedTuple):
 class Rule:
     """The constants of the update rule.
 
-    chunk: tokens between two anchors; 1 takes every gradient at the current weights (eq. 13, 14).
+    chunk: tokens between two anchors; 1 takes every gradient at the current weights (eq. 13, 14), and so does a state
+        without an anchor, for which the chunk is only how many tokens are solved for at once.
     residual: the memory network is `x + LN(MLP(x))`.
-    step_budget: bound on the sum of theta / (1 - eta) inside a chunk, which is what the steps have done once the momentum
-        has spent itself: a step takes what the chunk has left, at most, and is divided by its `stiffness`. None: neither.
-    weight_cap: bound on a layer's Frobenius norm at chunk starts, in units of sqrt(fan_out). None: none.
-    tile: tokens that the exact linear form solves for at once; no effect on the result.
+    step_budget: bound on the sum of theta / (1 - eta) inside a chunk, which is what the steps have done once the
+        momentum has spent itself: a step takes what the chunk has left, at most, and is divided by its `stiffness`.
+        None: neither.
+    weight_cap: bound on a layer's Frobenius norm at chunk starts, in units of sqrt(fan_out); without an anchor also on
+        the momentum's. None: none.
     """
 
     chunk: int
     residual: bool = False
     step_budget: float | None = None
     weight_cap: float | None = None
-    tile: int = 64
 
 
 def lasting(eta: Tensor) -> Tensor:
     """`1 - eta`, the share of a step's whole effect that it has at once; never quite 0, since one divides by it.
 
+    >>> import torch
     >>> lasting(torch.tensor([0.75, 1.0])).tolist()
     [0.25, 9.999999960041972e-13]
     """
@@ -67,6 +68,7 @@ Op = Callable[[MemoryState, Tokens, Rule], tuple[Tensor, MemoryState]]
 def cap(weights: tuple[Tensor, ...], weight_cap: float | None) -> tuple[Tensor, ...]:
     """The weights, each layer scaled back to a Frobenius norm of at most `weight_cap * sqrt(fan_out)`.
 
+    >>> import torch
     >>> cap((torch.full((1, 1, 2, 4), 10.0),), 1.0)[0].norm().item()
     2.0
     """

@@ -32,6 +32,8 @@ def gradient(
 def reference(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
     """Write and read token by token: eq. 13 and 14 with the gradient at the chunk's anchor, then eq. 15.
 
+    A state without an anchor, which is that of a linear memory, takes every gradient at the current weights.
+
     >>> from titans_ts.core.ops.contract import Rule, Tokens
     >>> one = torch.ones(1, 1, 1, 1)
     >>> start = MemoryState((0 * one,), (0 * one,), (), one[0], torch.zeros(1, dtype=torch.long), one[0])
@@ -39,7 +41,7 @@ def reference(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, M
     3.0
     """
     weights, momentum, anchor, spent, offset, _ = state
-    rows, heads, time, _ = tokens.keys.shape
+    rows, _, time, _ = tokens.keys.shape
     ones = torch.ones(rows, dtype=torch.bool, device=offset.device)
     reads = []
     for t in range(time):
@@ -47,14 +49,16 @@ def reference(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, M
         written = exists if tokens.observed is None else exists & tokens.observed[:, t]
         starts = exists & (offset == 0)
         weights = where_rows(starts, cap(weights, rule.weight_cap), weights)
-        if rule.chunk == 1:
-            anchor = weights
-        else:
+        if anchor:
             anchor = where_rows(starts, weights, anchor)
+        else:
+            momentum = where_rows(starts, cap(momentum, rule.weight_cap), momentum)
         spent = torch.where(starts[:, None, None], torch.zeros_like(spent), spent)
 
         theta = tokens.theta[:, :, t]
-        surprise, stiff = gradient(anchor, tokens.keys[:, :, t : t + 1], tokens.values[:, :, t : t + 1], rule.residual)
+        surprise, stiff = gradient(
+            anchor or weights, tokens.keys[:, :, t : t + 1], tokens.values[:, :, t : t + 1], rule.residual
+        )
         if rule.step_budget is not None:
             share = torch.ones_like(theta) if tokens.eta is None else lasting(tokens.eta[:, :, t])
             granted = torch.minimum(theta / share, rule.step_budget - spent)
@@ -79,21 +83,20 @@ def reference(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, M
         read = recall(weights, tokens.queries[:, :, t : t + 1], residual=rule.residual)
         reads.append(torch.where(exists[:, None, None, None], read, torch.zeros_like(read)))
 
-    anchor, spent = at_rest(weights, anchor, spent, offset, rule)
+    anchor, spent = at_rest(weights, anchor, spent, offset)
     out = MemoryState(weights, momentum, anchor, spent, offset, state.recent)
     return torch.cat(reads, 2), out
 
 
 def at_rest(
-    weights: tuple[Tensor, ...], anchor: tuple[Tensor, ...], spent: Tensor, offset: Tensor, rule: Rule
+    weights: tuple[Tensor, ...], anchor: tuple[Tensor, ...], spent: Tensor, offset: Tensor
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Anchor and spent budget as they are stored: between two chunks they are the weights and nothing.
 
     >>> w = (torch.ones(1, 1, 1, 1),)
-    >>> at_rest(w, (0 * w[0],), torch.ones(1, 1, 1), torch.zeros(1), Rule(chunk=4))[1].item()
+    >>> at_rest(w, (0 * w[0],), torch.ones(1, 1, 1), torch.zeros(1))[1].item()
     0.0
     """
     between = offset == 0
-    if rule.chunk == 1:
-        return (), torch.zeros_like(spent)
-    return where_rows(between, weights, anchor), torch.where(between[:, None, None], torch.zeros_like(spent), spent)
+    anchor = where_rows(between, weights, anchor) if anchor else ()
+    return anchor, torch.where(between[:, None, None], torch.zeros_like(spent), spent)

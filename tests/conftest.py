@@ -1,0 +1,18 @@
+"""One thread, one seed, and every shape annotation of the core and the models checked while the tests run."""
+
+from jaxtyping import install_import_hook
+
+# Before the first import of these packages: the hook rewrites modules as they are loaded.
+install_import_hook(["titans_ts.core", "titans_ts.models"], "beartype.beartype")
+
+import pytest
+import torch
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,333 @@
+"""The baselines' numbers, and the laws that every forecaster keeps."""
+
+import time
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from titans_ts.forecasting.baselines import Ridge, SeasonalNaive, validation_ends
+from titans_ts.forecasting.door import read
+from titans_ts.forecasting.linear import (
+    PENALTIES,
+    Gram,
+    apply_linear,
+    blocks,
+    draw,
+    fit_linear,
+    series_scales,
+    solve,
+    windows_between,
+)
+from titans_ts.forecasting.metrics import evaluate, weighted_quantile_loss
+
+SERIES = ("a", "b", "c")
+LEVELS = (80, 95)
+
+
+def panel_frame(length=120, holes=True):
+    """Three seasonal series of different scale, start and length, some values missing."""
+    random = np.random.default_rng(0)
+    parts = []
+    for place, name in enumerate(SERIES):
+        rows = length - 11 * place
+        steps = np.arange(rows)
+        y = 10.0**place * (np.sin(2 * np.pi * steps / 7) + 0.3 * random.normal(size=rows)) + 5 * place
+        if holes:
+            y[random.choice(np.arange(10, rows - 40), 5, replace=False)] = np.nan
+        start = pd.Timestamp("2024-01-01") + pd.Timedelta(days=11 * place)
+        parts.append(pd.DataFrame({"unique_id": name, "ds": pd.date_range(start, periods=rows, freq="D"), "y": y}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def split(frame, cut):
+    ahead = frame.groupby("unique_id").cumcount(ascending=False)
+    return frame[ahead >= cut], frame[ahead < cut]
+
+
+def numbers(forecast, ids=SERIES):
+    """The forecast columns, series in a fixed order."""
+    return np.stack([forecast[forecast["unique_id"] == name].iloc[:, 2:].to_numpy() for name in ids])
+
+
+FORECASTERS = [SeasonalNaive(horizon=5), Ridge(horizon=5, context_length=21)]
+law = pytest.mark.parametrize("forecaster", FORECASTERS, ids=lambda f: type(f).__name__)
+
+
+# Laws
+
+
+@law
+def test_predict_twice_is_the_same_and_changes_no_update(forecaster):
+    past, later = split(panel_frame(), 6)
+    once, twice = forecaster.fit(past).predict(level=LEVELS), forecaster.predict(level=LEVELS)
+    pd.testing.assert_frame_equal(once, twice)
+    shy = forecaster.update(later).predict(level=LEVELS)
+    forecaster.fit(past).update(later)
+    pd.testing.assert_frame_equal(shy, forecaster.predict(level=LEVELS))
+
+
+@law
+@pytest.mark.parametrize("cut", [1, 2, 7, 30])
+def test_update_equals_a_longer_history_for_the_same_weights(forecaster, cut):
+    past, later = split(panel_frame(), cut)
+    forecaster.fit(past)
+    whole = forecaster.predict(y=panel_frame(), level=LEVELS)
+    updated = forecaster.update(later).predict(level=LEVELS)
+    assert (whole["ds"] == updated["ds"]).all()
+    np.testing.assert_allclose(numbers(updated), numbers(whole), rtol=1e-9)
+
+
+@law
+def test_any_split_of_the_rows_gives_the_same(forecaster):
+    past, later = split(panel_frame(), 30)
+    at_once = forecaster.fit(past).update(later).predict(level=LEVELS)
+    forecaster.fit(past)
+    for _, day in later.groupby("ds"):  # the series end on one day, so every day brings a part of them
+        forecaster.update(day)
+    np.testing.assert_allclose(numbers(forecaster.predict(level=LEVELS)), numbers(at_once), rtol=1e-9)
+
+
+@law
+def test_the_order_of_rows_and_series_does_not_matter(forecaster):
+    frame = panel_frame()
+    one = forecaster.fit(frame).predict(level=LEVELS)
+    other = forecaster.fit(frame.sample(frac=1, random_state=3)).predict(level=LEVELS)
+    np.testing.assert_allclose(numbers(other), numbers(one), rtol=1e-9)
+
+
+@law
+def test_units_pass_through(forecaster):
+    frame = panel_frame()
+    one = forecaster.fit(frame).predict(level=LEVELS)
+    other = forecaster.fit(frame.assign(y=1000 * frame["y"] - 7)).predict(level=LEVELS)
+    np.testing.assert_allclose(numbers(other), 1000 * numbers(one) - 7, rtol=1e-7)
+
+
+@law
+def test_a_series_alone_is_the_series_in_the_panel(forecaster):
+    frame = panel_frame()
+    forecaster.fit(frame)
+    for name in SERIES:
+        alone = forecaster.predict(y=frame[frame["unique_id"] == name], level=LEVELS)
+        np.testing.assert_allclose(
+            numbers(alone, [name]), numbers(forecaster.predict(ids=[name], level=LEVELS), [name])
+        )
+
+
+@law
+def test_quantiles_hold_what_they_promise_on_noise(forecaster):
+    noise = np.random.default_rng(5).normal(size=(200, 400))
+    band = forecaster.fit(noise[:-1]).predict(1, level=80)[0]
+    covered = (noise[-1] >= band[..., 1]) & (noise[-1] <= band[..., 2])
+    assert 0.75 < covered.mean() < 0.85
+
+
+@law
+def test_silence_constants_and_short_series_stay_finite(forecaster):
+    frame = panel_frame()
+    forecaster.fit(frame)
+    days = pd.date_range("2024-01-01", periods=60, freq="D")
+    odd = {
+        "constant": np.ones(60),
+        "silent": np.r_[np.arange(9.0), np.full(51, np.nan)],
+        "gap": np.r_[1.0, [np.nan] * 58, 2],
+    }
+    wide = pd.DataFrame(odd, index=days)
+    for history in (wide, wide.iloc[:1], wide.iloc[:3]):
+        assert np.isfinite(forecaster.predict(y=history, level=LEVELS)).all().all()
+    assert (forecaster.predict(y=wide)["constant"] == 1).all()
+
+
+@law
+def test_one_bad_series_does_not_stop_the_panel(forecaster):
+    frame = panel_frame()
+    frame.loc[frame.index[frame["unique_id"] == "b"][3], "y"] = np.inf
+    forecaster.set_params(on_bad="skip").fit(frame)
+    forecaster.set_params(on_bad="raise")
+    assert list(forecaster.skipped_) == ["b"]
+    assert forecaster.fitted_ids_ == ("a", "c")
+
+
+# SeasonalNaive
+
+
+def test_seasonal_naive_repeats_the_season():
+    forecast = SeasonalNaive(horizon=7, season_length=3).fit(np.array([9.0, 9, 9, 1, 2, 3])).predict()
+    assert forecast.tolist() == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_seasonal_naive_repeats_the_last_observed_value_of_a_phase():
+    y = np.array([1.0, 2, 3, 4, np.nan, 6])
+    assert SeasonalNaive(horizon=3, season_length=3).fit(y).predict().tolist() == [4, 2, 6]
+    assert SeasonalNaive(horizon=3, season_length=3).fit(y[[4, 3, 2]]).predict().tolist() == [3, 4, 3]
+
+
+def test_seasonal_naive_spreads_with_the_root_of_the_seasons():
+    y = np.tile([0.0, 10.0], 50) + np.repeat(np.arange(50.0) % 2, 2)  # every seasonal error is one
+    forecaster = SeasonalNaive(horizon=6, season_length=2).fit(y)
+    band = forecaster.predict(quantiles=[0.5, 0.84134474606])
+    np.testing.assert_allclose(band[:, 2] - band[:, 1], np.sqrt([1, 1, 2, 2, 3, 3]), rtol=1e-6)
+
+
+# Ridge
+
+
+def literal_ridge(y, context, horizon, penalty):
+    """Ridge as in the books: every window, normal equations."""
+    y = y / y.std()
+    rows = [(y[t - context : t], y[t : t + horizon]) for t in range(context, len(y) - horizon + 1)]
+    x = np.array([past - past.mean() for past, _ in rows])
+    targets = np.array([future - past.mean() for past, future in rows])
+    gram = x.T @ x
+    return np.linalg.solve(gram + penalty * np.trace(gram) / context * np.eye(context), x.T @ targets)
+
+
+@pytest.mark.parametrize("penalty", [1e-3, 1.0])
+def test_the_weights_are_those_of_the_normal_equations(penalty):
+    y = np.random.default_rng(0).normal(size=200).cumsum()
+    panel, _, _ = read(y)
+    path = fit_linear(panel, 12, 4, penalties=(penalty,))
+    np.testing.assert_allclose(path.weights, literal_ridge(y, 12, 4, penalty), rtol=1e-8, atol=1e-10)
+    assert path.losses == {}
+
+
+def test_training_windows_never_reach_over_their_end():
+    frame = panel_frame()
+    panel, _, _ = read(frame)
+    ends = panel.lengths - 30
+    one = fit_linear(panel, 14, 3, train_ends=ends, penalties=(0.1,))
+    spoilt = panel.values.copy()
+    for row in range(len(panel)):
+        spoilt[panel.offsets[row] + ends[row] : panel.offsets[row + 1]] *= -9
+    other = fit_linear(panel.__class__(spoilt, panel.offsets, panel.ids, panel.ends, panel.phases, panel.clock), 14, 3,
+                       train_ends=ends, penalties=(0.1,))  # fmt: skip
+    np.testing.assert_array_equal(one.weights, other.weights)
+    np.testing.assert_allclose(one.weights, fit_linear(panel.head(ends), 14, 3, penalties=(0.1,)).weights)
+
+
+def test_the_penalty_is_the_one_with_the_least_validation_error():
+    panel, _, _ = read(panel_frame())
+    ends = panel.lengths - 30
+    path = fit_linear(panel, 21, 3, train_ends=ends)
+    assert set(path.losses) == set(PENALTIES)
+    assert path.penalty == min(path.losses, key=path.losses.get)
+    for penalty in (1e-3, 1.0):
+        weights = fit_linear(panel, 21, 3, train_ends=ends, penalties=(penalty,))
+        scales = series_scales(panel, ends)
+        squares = [
+            (((targets - apply_linear(weights, contexts)) / scales[series, None]) ** 2).ravel()
+            for series, contexts, targets in blocks(windows_between(panel, 21, 3, ends, panel.lengths))
+        ]
+        assert path.losses[penalty] == pytest.approx(np.concatenate(squares).mean(), rel=1e-6)
+
+
+def test_windows_are_all_there_whole_where_possible_and_without_missing_targets():
+    values = [np.arange(8.0), np.array([0, 1, np.nan, 3, 4]), np.arange(2.0)]
+    frame = pd.concat([pd.DataFrame({"unique_id": i, "ds": np.arange(len(v)), "y": v}) for i, v in enumerate(values)])
+    panel, _, _ = read(frame)
+    windows = windows_between(panel, 4, 2, np.zeros(3, dtype=np.int64), panel.lengths)
+    found = [
+        (int(s), int(t[0])) for series, _, targets in blocks(windows) for s, t in zip(series, targets, strict=True)
+    ]
+    assert found == [(0, 4), (0, 5), (0, 6), (1, 3)]
+    ((_, contexts, _),) = blocks(
+        windows._replace(first=windows.first[[1]], counts=windows.counts[[1]], panel=panel.select([1]))
+    )
+    np.testing.assert_array_equal(contexts, [[np.nan, 0, 1, np.nan]])
+    assert draw(windows, 2, np.random.default_rng(0)).total == 2
+
+
+def test_holes_take_the_last_value_and_a_missing_start_the_mean():
+    path = fit_linear(read(np.random.default_rng(0).normal(size=99))[0], 4, 2)
+    holed = apply_linear(path, np.array([[np.nan, 1.0, np.nan, 3.0]]))  # the mean of what is there is 2
+    np.testing.assert_allclose(holed, 2 + np.array([[0.0, -1.0, -1.0, 1.0]]) @ path.weights)
+    assert np.isnan(apply_linear(path, np.full((1, 4), np.nan))).all()
+
+
+def test_scale_does_not_decide():
+    frame = panel_frame(holes=False)
+    one = fit_linear(read(frame)[0], 14, 3)
+    grown = frame.assign(y=frame["y"].where(frame["unique_id"] != "a", 1e6 * frame["y"]))
+    np.testing.assert_allclose(fit_linear(read(grown)[0], 14, 3).weights, one.weights, rtol=1e-6, atol=1e-9)
+
+
+def test_fewer_windows_are_drawn_by_the_seed():
+    panel, _, _ = read(panel_frame())
+    few = [fit_linear(panel, 14, 3, max_windows=50, seed=seed).weights for seed in (0, 0, 1)]
+    assert (few[0] == few[1]).all()
+    assert not np.allclose(few[0], few[2])
+
+
+def test_one_decomposition_serves_the_whole_grid():
+    x = np.random.default_rng(0).normal(size=(50, 6))
+    gram = Gram(x.T @ x, x.T @ x[:, :2], 0.0, 50)
+    for penalty, weights in zip(PENALTIES, solve(gram, PENALTIES), strict=True):
+        ridge = gram.xx + penalty * np.trace(gram.xx) / 6 * np.eye(6)
+        np.testing.assert_allclose(weights, np.linalg.solve(ridge, gram.xy))
+
+
+def test_series_too_short_for_two_parts_only_train():
+    panel, _, _ = read(panel_frame())
+    assert validation_ends(panel, 0.2, 5).tolist() == [96, 87, 78]
+    assert validation_ends(panel, 100, 5).tolist() == [20, 109, 98]
+    assert validation_ends(panel, 0, 5).tolist() == panel.lengths.tolist()
+    forecaster = Ridge(horizon=3).fit(np.arange(8.0) ** 2)
+    assert forecaster.path_.losses == {}
+    with pytest.raises(ValueError, match="shorter horizon"):
+        Ridge(horizon=9).fit(np.arange(8.0))
+
+
+def test_a_line_goes_on():
+    forecast = Ridge(horizon=4, context_length=6, penalty=1e-9).fit(np.arange(80.0)).predict()
+    np.testing.assert_allclose(forecast, [80, 81, 82, 83], rtol=1e-5)
+
+
+def test_a_benchmark_sized_fit_is_quick():
+    y = np.random.default_rng(0).normal(size=(2000, 7)).cumsum(axis=0)
+    begin = time.process_time()
+    fit_linear(read(y)[0], 336, 96, train_ends=np.full(7, 1600))
+    assert time.process_time() - begin < 3
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"quantiles": (0.0, 0.5)}, "between 0 and 1"),
+        ({"quantiles": ()}, "between 0 and 1"),
+        ({"context_length": 0}, "1 or more"),
+        ({"validation": -1}, "share"),
+        ({"penalty": -1.0}, "positive"),
+    ],
+)
+def test_parameters_are_checked_by_fit(parameters, words):
+    with pytest.raises(ValueError, match=words):
+        Ridge(horizon=3, **parameters).fit(np.arange(50.0))
+
+
+# Metrics
+
+
+def test_the_loss_is_that_of_the_definition():
+    random = np.random.default_rng(0)
+    y, quantiles, levels = random.normal(size=30), np.sort(random.normal(size=(30, 3)), axis=1), (0.1, 0.5, 0.9)
+    error = y[:, None] - quantiles
+    literal = 2 * np.maximum(levels * error, (np.array(levels) - 1) * error).mean(axis=1).sum() / np.abs(y).sum()
+    assert weighted_quantile_loss(y, quantiles, levels) == pytest.approx(literal)
+    with_hole = np.append(y, np.nan), np.append(quantiles, quantiles[:1], axis=0)
+    assert weighted_quantile_loss(*with_hole, levels) == pytest.approx(literal)
+
+
+def test_the_table_has_a_row_for_every_model():
+    past, later = split(panel_frame(holes=False), 5)
+    frame = later
+    for forecaster in FORECASTERS:
+        frame = frame.merge(forecaster.fit(past).predict(level=[80], quantiles=[0.1, 0.5, 0.9]), on=["unique_id", "ds"])
+    table = evaluate(frame, past, ["SeasonalNaive", "Ridge"], season_length=7, level=[80])
+    assert table.index.tolist() == ["SeasonalNaive", "Ridge"]
+    assert list(table) == ["mase", "crps", "coverage-80"]
+    scale = past.groupby("unique_id")["y"].apply(lambda y: y.diff(7).abs().mean())
+    errors = (frame["y"] - frame["SeasonalNaive"]).abs().groupby(frame["unique_id"]).mean()
+    assert table.loc["SeasonalNaive", "mase"] == pytest.approx((errors / scale).mean())
+    assert Fraction(float(table.loc["Ridge", "coverage-80"])).limit_denominator(15) <= 1
