@@ -3,8 +3,6 @@
 B row, H head, T time, D model, K key, G gate.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from typing import Any, TypeVar
 
@@ -44,12 +42,14 @@ def name_of(config: Any) -> str | None:
     return "-".join([*parts, *(f"no_{word}" for word in off)])
 
 
-def backbones(**changes: Any) -> Iterator[BackboneConfig]:
-    """Every wiring with every depth of memory; windows, segments and chunks that do not divide each other."""
-    for variant, depth in product(VARIANTS, DEPTHS):
-        memory = MemoryConfig(dim=8, heads=2, expansion=2, chunk=4, conv=3, depth=depth, persistent=3)
-        base = BackboneConfig(dim=8, depth=2, variant=variant, memory=memory, heads=2, window=6, segment=5)
-        yield replace(base, **changes)
+# Every wiring with every depth of memory; windows, segments and chunks that do not divide each other.
+BACKBONES = [
+    BackboneConfig(
+        dim=8, depth=2, variant=variant, heads=2, window=6, segment=5,
+        memory=MemoryConfig(dim=8, heads=2, expansion=2, chunk=4, conv=3, depth=depth, persistent=3),
+    )
+    for variant, depth in product(VARIANTS, DEPTHS)
+]  # fmt: skip
 
 
 def shaken(module: M, dtype: torch.dtype = torch.float64, scale: float = 0.3) -> M:
@@ -72,7 +72,7 @@ def make_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float64) ->
 def make_tokens(
     config: MemoryConfig, rows: int = 3, time: int = 11, *, theta: float = 0.3, grad: bool = False, missing: bool = False
 ) -> Tokens:
-    """Random tokens with unit queries and keys, theta up to the given number, and gates from end to end."""
+    """Random tokens with queries and keys of about unit length, theta up to the given number, and gates from end to end."""
     heads, gates = config.heads, config.depth if config.layer_gates else 1
 
     def unit() -> Tensor:
@@ -83,7 +83,7 @@ def make_tokens(
 
     parts: dict[str, Tensor | None] = {
         "queries": unit(),
-        "keys": unit(),
+        "keys": 0.95 * unit(),  # at 1 exactly, rounding would decide on which side of its kink the stiffness is
         "values": torch.randn(rows, heads, time, config.head_dim, dtype=torch.float64),
         "theta": theta * gate(),
         "eta": gate() if config.momentum else None,
@@ -107,7 +107,7 @@ def make_state(config: MemoryConfig, rows: int = 3, *, ragged: bool = False, gra
     gates = config.depth if config.layer_gates else 1
     offset = torch.arange(rows) * 3 % config.chunk if ragged else torch.zeros(rows, dtype=torch.long)
     weights, inside = like(1.0), (offset > 0)[:, None, None]
-    spent = 0.1 * inside * torch.rand(rows, config.heads, gates, dtype=torch.float64)
+    spent = 0.1 * (not config.exact) * inside * torch.rand(rows, config.heads, gates, dtype=torch.float64)
     anchor = () if config.exact else tuple(torch.where(inside[..., None], a, w) for a, w in zip(like(1.0), weights, strict=True))
     recent = torch.zeros(rows, config.conv - 1, 3 * config.dim, dtype=torch.float64)
     return MemoryState(weights, like(0.2), anchor, spent, offset, recent)

@@ -31,7 +31,7 @@ def assert_twins(op: str, state: MemoryState, tokens: Tokens, rule: Rule) -> Non
         torch.manual_seed(1)
         moving = [leaf for leaf in leaves((reads, end)) if leaf.requires_grad]
         loss = torch.stack([(leaf * torch.randn_like(leaf)).sum() for leaf in moving]).sum()
-        results.append((reads, end, torch.autograd.grad(loss, wanted, allow_unused=True)))
+        results.append((reads, end, torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=True)))
     (reads, end, gradients), (true_reads, true_end, true_gradients) = results
     assert_same(reads, true_reads)
     assert_same(end, true_end)
@@ -80,7 +80,7 @@ def test_the_op_is_the_reference_where_the_budget_bites(config):
     rule = replace(rule_of(config), step_budget=0.2)
     state, tokens = make_state(config, ragged=True, grad=True), make_tokens(config, grad=True, missing=True)
     free = reference(state, tokens, replace(rule, step_budget=1e9))
-    assert (reference(state, tokens, rule)[0] - free[0]).abs().max() > 1e-2
+    assert (reference(state, tokens, rule)[0] - free[0]).abs().max() > 1e-3
     assert_twins("chunked", state, tokens, rule)
 
 
@@ -130,7 +130,8 @@ def test_every_parameter_of_the_memory_has_the_reference_s_gradient(config):
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_inner_gradient_is_that_of_the_loss_by_autograd_and_by_differences(depth, residual):
     config = MemoryConfig(dim=8, heads=2, depth=depth, residual=residual, expansion=2)
-    weights, tokens = make_state(config, 2).weights, make_tokens(config, 2, 1)
+    weights = tuple(2 * weight for weight in make_state(config, 2).weights)
+    tokens = make_tokens(config, 2, 1)
 
     def loss(*layers: Tensor) -> Tensor:
         return (recall(layers, tokens.keys, residual=residual) - tokens.values).square().sum()

@@ -93,6 +93,8 @@ class SlidingWindowAttention(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], WindowState]:
         """Attend to the tokens before and the token itself; behind `lengths` lies padding."""
         time, past = x.shape[1], self.window - 1
+        if time == 0:
+            return x, state
         queries, keys, values = self.shared.split(x)
         position = state.position[:, None] + torch.arange(time, device=x.device)
         queries, keys = rotate(queries, position), rotate(keys, position)

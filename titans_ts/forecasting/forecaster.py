@@ -74,7 +74,8 @@ class TitansForecaster(PanelForecaster):
 
     Attributes
     ----------
-    model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1.
+    model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1, and spread_: the
+        factor on the width of its quantiles, both as validation confirms them.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_, skipped_.
 
     Examples
@@ -199,6 +200,7 @@ class TitansForecaster(PanelForecaster):
         # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_, self.linear_ = model, LinearPath(whole.weights, path.penalty, path.losses) if settings.linear else None
         self.residuals_, self.correction_, self.history_ = residuals, fitted.weight, fitted.history
+        self.spread_ = fitted.spread
         self.context_length_, self.patch_length_ = context, patch
 
     def _start(self, panel: Panel) -> SeriesState:
@@ -223,7 +225,7 @@ class TitansForecaster(PanelForecaster):
             base = np.where(np.isnan(linear), base, linear)
         mean = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.residuals_ is None:
-            quantiles = mean[..., None] + scale[..., None] * said.offsets.double().cpu().numpy()
+            quantiles = mean[..., None] + self.spread_ * scale[..., None] * said.offsets.double().cpu().numpy()
         else:
             quantiles = mean[..., None] + context_scale(windows, scale[:, 0])[:, None, None] * self.residuals_
         forecast = Forecast(mean, quantiles, self.levels_)
@@ -252,6 +254,7 @@ class TitansForecaster(PanelForecaster):
             "model": asdict(self.model_.config),
             "linear": None if self.linear_ is None else {"penalty": self.linear_.penalty},
             "correction": self.correction_,
+            "spread": self.spread_,
             "history": self.history_,
             "freq": self.freq_,
             "season_length": self.season_length_,
@@ -288,7 +291,7 @@ class TitansForecaster(PanelForecaster):
         if config["linear"] is not None:
             forecaster.linear_ = LinearPath(tensors["linear"].numpy(), config["linear"]["penalty"], {})
         forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
-        forecaster.correction_ = config["correction"]
+        forecaster.correction_, forecaster.spread_ = config["correction"], config["spread"]
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
         forecaster.levels_ = model.config.quantiles
         forecaster.context_length_, forecaster.patch_length_ = model.config.context, model.config.patch

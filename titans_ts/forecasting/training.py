@@ -181,10 +181,33 @@ def confirmed_weight(batches: list[Batch]) -> float:
     return min(1.0, max(0.0, top / bottom)) if bottom > 0 else 0.0
 
 
+def confirmed_spread(batches: list[Batch], weight: float, levels: Tensor) -> float:
+    """The factor on the width of all quantiles, out of a grid, that has the least pinball loss on the validation rows.
+
+    Quantiles learnt from residuals of the training rows are as narrow as the model has overfitted.
+
+    >>> one = torch.ones(1, 1)
+    >>> batch = Batch(0 * one, 0 * one, torch.tensor([[[-1.0, 1.0]]]), one[0], 4.0 * one, one[0])
+    >>> confirmed_spread([batch], 1.0, torch.tensor([0.1, 0.9])) > 2
+    True
+    """
+    batches = [batch._replace(shift=weight * batch.shift) for batch in batches]
+    if not any(len(batch.truth) for batch in batches):
+        return 1.0
+
+    def loss(factor: float) -> float:
+        parts = [losses(batch._replace(offsets=factor * batch.offsets), levels)[1] for batch in batches]
+        return sum(float(part) * len(batch.truth) for part, batch in zip(parts, batches, strict=True))
+
+    return min((2 ** (k / 4) for k in range(-8, 17)), key=loss)
+
+
 class Fitted(NamedTuple):
-    """What training found: the weight of the correction, per validation check (step, loss), and whether it trained."""
+    """What training found: the weight of the correction and the factor on the quantiles' width that validation confirms,
+    per validation check (step, loss), and whether it trained."""
 
     weight: float
+    spread: float
     history: list[tuple[int, float]]
     trained: bool
 
@@ -212,7 +235,7 @@ def train(
     last = (train_ends - shape.horizon).clamp(min=0)  # behind it no origin has a whole target
     usable = (last >= shape.patch).nonzero().squeeze(1)
     if not len(usable) or not config.steps:
-        return Fitted(0.0, [], False)
+        return Fitted(0.0, 1.0, [], False)
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
     checks = validation_sequences(rows, train_ends, length, shape.patch)
@@ -247,7 +270,8 @@ def train(
         out_of_time = time_limit is not None and time.monotonic() - started > time_limit
         if step % every == 0 or step == config.steps or out_of_time:
             if len(checks.series):
-                _, loss = validate(average, linear, rows, checks, levels, length, config.linear)
+                batches = validation_batches(average, linear, rows, checks, length)
+                loss = validation_loss(batches, linear is not None, levels)
                 history.append((step, loss))
                 if loss < best_loss:
                     best, best_loss = copy.deepcopy(average.state_dict()), loss
@@ -260,12 +284,12 @@ def train(
             break
     model.load_state_dict(best)
     model.eval()
-    if not config.linear:
-        return Fitted(1.0, history, True)
+    weight = 1.0 if linear is None else 0.0
     if not len(checks.series):
-        return Fitted(0.0, history, True)
-    weight, _ = validate(model, linear, rows, checks, levels, length, True)
-    return Fitted(weight, history, True)
+        return Fitted(weight, 1.0, history, True)
+    batches = validation_batches(model, linear, rows, checks, length)
+    weight = weight if linear is None else confirmed_weight(batches)
+    return Fitted(weight, confirmed_spread(batches, weight, levels), history, True)
 
 
 def draw(
@@ -321,34 +345,33 @@ def move_average(average: TimeSeriesModel, model: TimeSeriesModel, decay: float)
             kept.lerp_(new, 1 - decay)
 
 
-@torch.no_grad()
-def validate(
-    model: TimeSeriesModel,
-    linear: Linear | None,
-    rows: Rows,
-    checks: Sequences,
-    levels: Tensor,
-    length: int,
-    shrink: bool,
-) -> tuple[float, float]:
-    """The weight of the correction that validation confirms, and the loss with that weight; always the same origins.
-
-    Every sequence is forecast twice, once from its own rows alone and once with the memory of everything before it.
-    """
-    model.eval()
-    generator = torch.Generator().manual_seed(0)
-    batches = []
-    for rows_of in torch.arange(len(checks.series), device=levels.device).split(VALIDATED):
-        part = Sequences(*(field[rows_of] for field in checks[:4]))
-        batches.append(forecast_batch(model, linear, rows, part, length, generator))
-        batches.append(forecast_batch(model, linear, rows, with_past(model, rows, part, length), length, generator))
+def validation_loss(batches: list[Batch], shrink: bool, levels: Tensor) -> float:
+    """Squared error and pinball loss of the validation rows, with the correction at its best weight if it may shrink."""
     weight = confirmed_weight(batches) if shrink else 1.0
     total = count = 0.0
     for batch in batches:
         squared, pinball = losses(batch._replace(shift=weight * batch.shift), levels)
         total += float(squared + pinball) * len(batch.truth)
         count += len(batch.truth)
-    return weight, total / max(count, 1.0)
+    return total / max(count, 1.0)
+
+
+@torch.no_grad()
+def validation_batches(
+    model: TimeSeriesModel, linear: Linear | None, rows: Rows, checks: Sequences, length: int
+) -> list[Batch]:
+    """Forecasts of the validation rows, always from the same origins.
+
+    Every sequence is forecast twice, once from its own rows alone and once with the memory of what came before it.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for rows_of in torch.arange(len(checks.series), device=rows.values.device).split(VALIDATED):
+        part = Sequences(*(field[rows_of] for field in checks[:4]))
+        batches.append(forecast_batch(model, linear, rows, part, length, generator))
+        batches.append(forecast_batch(model, linear, rows, with_past(model, rows, part, length), length, generator))
+    return batches
 
 
 def with_past(model: TimeSeriesModel, rows: Rows, sequences: Sequences, length: int) -> Sequences:

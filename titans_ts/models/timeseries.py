@@ -74,8 +74,10 @@ def window_scale(windows: Float[Tensor, "*shape L"]) -> tuple[Float[Tensor, "*sh
     values = windows.nan_to_num()
     level = values.sum(-1) / count
     scale = ((values - level.unsqueeze(-1)).square() * observed).sum(-1).div(count).sqrt()
-    # The mean of equal values may differ from them in the last digit: that is no scale.
-    return level, torch.where(scale > 1e-10 * values.abs().amax(-1), scale, torch.zeros_like(scale))
+    # The mean of equal values may differ from them in the last digit: that is no scale, and no level.
+    constant = scale <= 1e-10 * values.abs().amax(-1)
+    one = values.gather(-1, observed.long().argmax(-1, keepdim=True)).squeeze(-1)
+    return torch.where(constant, one, level), torch.where(constant, torch.zeros_like(scale), scale)
 
 
 class TimeSeriesModel(nn.Module):
@@ -97,7 +99,8 @@ class TimeSeriesModel(nn.Module):
         dim, patch, steps = config.backbone.dim, config.patch, config.horizon + config.patch
         self.embed = nn.Linear(2 * patch, dim)
         self.backbone = Backbone(config.backbone)
-        self.far = nn.Linear(config.num_tokens * (dim + 1), steps, bias=False)
+        self.far = nn.Linear(config.num_tokens * dim, steps, bias=False)
+        self.dropout = nn.Dropout(config.backbone.dropout)
         self.near = nn.Sequential(nn.Linear(2 * patch + dim, dim), nn.GELU())
         self.near_out = nn.Linear(dim, steps)
         self.mix = nn.Linear(2 * dim, SPREAD_SHAPES)
@@ -201,9 +204,9 @@ class TimeSeriesModel(nn.Module):
     ) -> Prediction:
         """The forecast from the last K tokens and the `arrived` values since the last of them.
 
-        Tokens were standardised by their own windows: their outputs are brought to the present scale, and the head is
-        told how far their levels lie from the present one. It speaks about the steps from the end of the last
-        complete patch on, so that its phase to the tokens is fixed; the steps that have already arrived are cut off.
+        Tokens were standardised by their own windows: their outputs are brought to the present scale and level. The head
+        speaks about the steps from the end of the last complete patch on, so that its phase to the tokens is fixed; the
+        steps that have already arrived are cut off.
         """
         config = self.config
         level, scale = self.carried_scale(windows[:, None], levels[:, -1:], scales[:, -1:])
@@ -212,7 +215,10 @@ class TimeSeriesModel(nn.Module):
         ratio = (scales / safe).clamp(max=LIMIT).to(outputs.dtype)
         drift = torch.where(scales > 0, (levels - level.unsqueeze(-1)) / safe, torch.zeros_like(scales))
         drift = drift.clamp(-LIMIT, LIMIT).to(outputs.dtype)
-        far = self.far(torch.cat([(outputs * ratio.unsqueeze(-1)).flatten(1), drift], 1))
+        # A level moves the output of its token as it would move the token's embedding.
+        direction = self.embed.weight[:, : config.patch].sum(1)
+        tokens = outputs * ratio.unsqueeze(-1) + drift.unsqueeze(-1) * direction
+        far = self.far(self.dropout(tokens).flatten(1))
 
         place = torch.arange(config.patch, device=windows.device)
         index = (config.context - arrived[:, None] + place).clamp(max=config.context - 1)

@@ -1,0 +1,181 @@
+"""ETTh1 under the long-horizon protocol: what each part of the forecaster brings, and what its memory does.
+
+Rows 0-8639 train, 8640-11519 validate, 11520-14399 test; every column is standardised with the mean and deviation of its
+training rows; every window of the test part counts, for every column. The literature's number is the row `window`:
+each window is forecast from its own context alone. The rows `frozen` and `updating` run through the test part as a
+stream, step by step, and their memory has seen everything before it; in `frozen` it stands still from the end of
+`fit` on.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..core.state import map_state
+from ..data import load
+from ..forecasting.baselines import Ridge, SeasonalNaive
+from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.panel import Float, Panel
+from ..forecasting.training import TrainConfig
+from ..models.timeseries import SeriesState, replace_memories
+
+TRAIN, VALIDATION, TEST = 8640, 2880, 2880
+HORIZON = 96
+
+
+class Score:
+    """Mean squared and absolute error, gathered piece by piece."""
+
+    def __init__(self) -> None:
+        self.squared = self.absolute = 0.0
+        self.count = 0
+
+    def add(self, forecast: Float, truth: Float) -> None:
+        """Count forecasts against what came."""
+        error = forecast - truth
+        self.squared += float((error**2).sum())
+        self.absolute += float(np.abs(error).sum())
+        self.count += error.size
+
+    def result(self) -> dict[str, float]:
+        """MSE and MAE, rounded to four digits as in the literature."""
+        return {"mse": round(self.squared / self.count, 4), "mae": round(self.absolute / self.count, 4)}
+
+
+def standardised(folder: str | None = None) -> tuple[list[str], Float]:
+    """The names of ETTh1's columns and its standardised values [14400, 7]."""
+    wide = load("etth1", folder).pivot(index="ds", columns="unique_id", values="y")
+    values = wide.to_numpy(dtype=np.float64)[: TRAIN + VALIDATION + TEST]
+    known = values[:TRAIN]
+    return [str(name) for name in wide.columns], (values - known.mean(0)) / known.std(0)
+
+
+def silence(state: SeriesState) -> SeriesState:
+    """The state with memories of zeros; with `adapt=False` they stay so."""
+    return replace_memories(
+        state,
+        lambda memory: memory._replace(
+            weights=map_state(torch.zeros_like, memory.weights),
+            momentum=map_state(torch.zeros_like, memory.momentum),
+            anchor=map_state(torch.zeros_like, memory.anchor),
+        ),
+    )
+
+
+def panel_of(rows: Float) -> Panel:
+    """Series in the rows of an array [N, T], without timestamps."""
+    from ..forecasting.door import read
+
+    panel, _, _ = read(
+        rows.T, freq=None, id_col="", time_col="", target_col="", on_gap="raise", on_duplicate="raise", on_bad="raise"
+    )
+    return panel
+
+
+def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int, block: int = 64) -> dict[str, float]:
+    """Every window forecast from its own context alone."""
+    score = Score()
+    for start in range(begin, end - HORIZON + 1, block):
+        origins = np.arange(start, min(start + block, end - HORIZON + 1))
+        histories = np.concatenate([z[i - context : i].T for i in origins])
+        truth = np.concatenate([z[i : i + HORIZON].T for i in origins])
+        state = forecaster._start(panel_of(histories))
+        score.add(forecaster._forecast(state, np.arange(len(truth))).point, truth)
+    return score.result()
+
+
+def score_stream(
+    forecaster: TitansForecaster,
+    z: Float,
+    begin: int,
+    end: int,
+    change: Callable[[SeriesState], SeriesState] | None = None,
+) -> dict[str, float]:
+    """Every window forecast from the state that the forecaster has reached by then, one step at a time."""
+    score, rows = Score(), np.arange(z.shape[1])
+    state = forecaster._start(panel_of(z[:begin].T))
+    state = state if change is None else change(state)
+    for origin in range(begin, end - HORIZON + 1):
+        score.add(forecaster._forecast(state, rows).point, z[origin : origin + HORIZON].T)
+        state = forecaster._advance(state, rows, panel_of(z[origin : origin + 1].T))
+    return score.result()
+
+
+def run_ltsf(
+    context: int, *, folder: str | None = None, seed: int = 0, part: str = "test", stream: bool = True, **train: Any
+) -> dict[str, Any]:
+    """All rows of the table for one context; `part="validation"` leaves the test rows unread.
+
+    train: fields of `TrainConfig`, for experiments; the table of the documentation uses the defaults.
+    """
+    torch.set_num_threads(1)
+    _, z = standardised(folder)
+    begin, end = (TRAIN + VALIDATION, len(z)) if part == "test" else (TRAIN, TRAIN + VALIDATION)
+    past = z[: TRAIN + VALIDATION]
+    rows: list[dict[str, Any]] = []
+
+    def add(model: str, memory: str, mode: str, cpu: float, scores: dict[str, float]) -> None:
+        rows.append({"model": model, "memory": memory, "mode": mode, **scores, "fit_cpu_s": round(cpu, 1)})
+
+    def timed(forecaster: Any) -> float:
+        began = time.process_time()
+        forecaster.fit(past)
+        return time.process_time() - began
+
+    naive = SeasonalNaive(horizon=HORIZON, season_length=24)
+    add("seasonal naive", "-", "window", timed(naive), score_windows(naive, z, context, begin, end))
+    ridge = Ridge(horizon=HORIZON, context_length=context, validation=VALIDATION)
+    add("linear path alone", "-", "window", timed(ridge), score_windows(ridge, z, context, begin, end))
+    for name, linear in (("backbone alone", False), ("both", True)):
+        settings = TrainConfig(linear=linear, validation=VALIDATION, **train)
+        forecaster = TitansForecaster(
+            horizon=HORIZON, context_length=context, season_length=24, train=settings, random_state=seed
+        )
+        cpu = timed(forecaster)
+        add(name, "on", "window", cpu, score_windows(forecaster, z, context, begin, end))
+        if not stream:
+            continue
+        frozen = copy.deepcopy(forecaster).set_params(adapt=False)
+        add(name, "on", "updating", cpu, score_stream(forecaster, z, begin, end))
+        add(name, "on", "frozen", cpu, score_stream(frozen, z, begin, end))
+        add(name, "zeroed", "frozen", cpu, score_stream(frozen, z, begin, end, silence))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "dataset": "etth1",
+        "part": part,
+        "horizon": HORIZON,
+        "context": context,
+        "seed": seed,
+        "commit": commit(),
+        "peak_rss_mb": round(peak),
+        "rows": rows,
+    }
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this runs from, None outside of one."""
+    folder = Path(__file__).parent
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
+    return asked.stdout.strip() or None
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """One run as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def ltsf_table(result: dict[str, Any]) -> pd.DataFrame:
+    """The rows of a run as a frame."""
+    return pd.DataFrame(result["rows"]).set_index("model")

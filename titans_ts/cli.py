@@ -1,0 +1,144 @@
+"""The command line: `titans-ts demo | fit | predict | update | benchmark`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Forecasters that keep learning: fit once, then let every new observation in.",
+)
+benchmark = typer.Typer(no_args_is_help=True, help="Measure: the numbers of the documentation.")
+app.add_typer(benchmark, name="benchmark")
+
+IdCol = Annotated[str, typer.Option(help="Column that names the series.")]
+TimeCol = Annotated[str, typer.Option(help="Column of timestamps or integer steps.")]
+TargetCol = Annotated[str, typer.Option(help="Column of values.")]
+DataFile = Annotated[Path, typer.Argument(help="Long CSV: one row a series and step.", exists=True, dir_okay=False)]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder of a saved forecaster.", exists=True, file_okay=False)]
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Argument(help="Shipped series: co2, elnino, sunspots, nile or macrodata.")] = "co2",
+    out: Annotated[Path | None, typer.Option(help="Folder for the picture and the table; none: nothing is written.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
+) -> None:
+    """Fit on a real series, stream its last fifth, and compare with ridge and seasonal naive."""
+    from .benchmark.demo import draw_demo, format_table, run_demo
+
+    result = run_demo(name, seed=seed, verbose=1)
+    typer.echo(format_table(result.table, f"{name}: forecasts from {result.start} on, smaller is better (coverage: 0.8)"))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        result.table.to_csv(out / "table.csv")
+        draw_demo(result, out / "forecast.png")
+        typer.echo(f"picture: {out / 'forecast.png'}")
+
+
+@app.command()
+def fit(
+    data: DataFile,
+    out: Annotated[Path, typer.Option(help="Folder that the fitted forecaster is written to.")],
+    horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 24,
+    freq: Annotated[str | None, typer.Option(help="Step of the time axis (h, D, MS, ...); default: inferred.")] = None,
+    context: Annotated[int | None, typer.Option(help="Steps of the raw window; default: by horizon and season.")] = None,
+    variant: Annotated[str | None, typer.Option(help="lmm, mac, mag or mal; default: lmm.")] = None,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which learning stops.")] = None,
+    on_gap: Annotated[str, typer.Option(help="raise or mask missing rows.")] = "raise",
+    on_duplicate: Annotated[str, typer.Option(help="raise, last or mean.")] = "raise",
+    on_bad: Annotated[str, typer.Option(help="raise, or skip series that cannot be used.")] = "raise",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    id_col: IdCol = "unique_id",
+    time_col: TimeCol = "ds",
+    target_col: TargetCol = "y",
+) -> None:
+    """Learn from a CSV file and save the forecaster."""
+    from .forecasting.forecaster import TitansForecaster
+
+    forecaster = TitansForecaster(
+        horizon=horizon,
+        freq=freq,
+        context_length=context,
+        variant=variant,  # type: ignore[arg-type]
+        time_limit=time_limit,
+        on_gap=on_gap,
+        on_duplicate=on_duplicate,
+        on_bad=on_bad,
+        random_state=seed,
+        id_col=id_col,
+        time_col=time_col,
+        target_col=target_col,
+        verbose=1,
+    )
+    forecaster.fit(_read(data, time_col))
+    forecaster.save(out)
+    skipped = f", {len(forecaster.skipped_)} skipped" if forecaster.skipped_ else ""
+    typer.echo(f"{len(forecaster.fitted_ids_)} series{skipped}; saved to {out}", err=True)
+
+
+@app.command()
+def predict(
+    model: ModelFolder,
+    horizon: Annotated[int | None, typer.Option(help="Steps; default: all that was fitted.")] = None,
+    level: Annotated[list[int] | None, typer.Option(help="Central intervals in per cent, repeatable.")] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV file; default: standard output.")] = None,
+) -> None:
+    """Forecast every series of a saved forecaster."""
+    from .forecasting.forecaster import TitansForecaster
+
+    forecast = TitansForecaster.load(model).predict(horizon, level=level or None)
+    forecast.to_csv(sys.stdout if out is None else out, index=False)
+
+
+@app.command()
+def update(model: ModelFolder, data: DataFile) -> None:
+    """Let the rows of a CSV file, which follow what is known, into a saved forecaster, and save it again."""
+    from .forecasting.forecaster import TitansForecaster
+
+    forecaster = TitansForecaster.load(model)
+    forecaster.update(_read(data, forecaster.time_col))
+    forecaster.save(model)
+
+
+@benchmark.command()
+def ltsf(
+    context: Annotated[list[int] | None, typer.Option(help="Context lengths; default: 336 and 512.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for one JSON file a run.")] = None,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
+    seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
+) -> None:
+    """ETTh1, horizon 96: the linear path, the backbone and both; the memory frozen, updating and zeroed."""
+    from .benchmark.demo import format_table
+    from .benchmark.ltsf import ltsf_table, run_ltsf, write_json
+
+    for length in context or [336, 512]:
+        result = run_ltsf(length, folder=folder, seed=seed, part=part)
+        typer.echo(format_table(ltsf_table(result), f"ETTh1-96, context {length}, {part}, {result['peak_rss_mb']} MB"))
+        if out is not None:
+            write_json(result, out / f"etth1-{length}-{part}-{seed}.json")
+
+
+def _read(path: Path, time_col: str) -> object:
+    import pandas as pd
+
+    frame = pd.read_csv(path)
+    if time_col in frame.columns and not pd.api.types.is_numeric_dtype(frame[time_col]):
+        frame[time_col] = pd.to_datetime(frame[time_col])
+    return frame
+
+
+def main() -> None:
+    """Run the command line; what a user did wrong is one line, not a traceback."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+        typer.echo(f"titans-ts: {error}", err=True)
+        sys.exit(2)
