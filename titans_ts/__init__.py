@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from titans_ts.forecasting.baselines import Ridge, SeasonalNaive
     from titans_ts.forecasting.forecaster import TitansForecaster
     from titans_ts.forecasting.panel import DataError
+    from titans_ts.forecasting.training import TrainConfig
     from titans_ts.models.config import BackboneConfig
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "Ridge",
     "SeasonalNaive",
     "TitansForecaster",
+    "TrainConfig",
     "__version__",
 ]
 
@@ -39,6 +41,7 @@ _HOME = {
     "Ridge": "titans_ts.forecasting.baselines",
     "SeasonalNaive": "titans_ts.forecasting.baselines",
     "TitansForecaster": "titans_ts.forecasting.forecaster",
+    "TrainConfig": "titans_ts.forecasting.training",
 }
 
 

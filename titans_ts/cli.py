@@ -20,21 +20,25 @@ app.add_typer(benchmark, name="benchmark")
 IdCol = Annotated[str, typer.Option(help="Column that names the series.")]
 TimeCol = Annotated[str, typer.Option(help="Column of timestamps or integer steps.")]
 TargetCol = Annotated[str, typer.Option(help="Column of values.")]
-DataFile = Annotated[Path, typer.Argument(help="Long CSV: one row a series and step.", exists=True, dir_okay=False)]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder of a saved forecaster.", exists=True, file_okay=False)]
+DataFile = Annotated[Path, typer.Argument(help="Long CSV: one row a series and step.")]
+ModelFolder = Annotated[Path, typer.Argument(help="Folder of a saved forecaster.")]
 
 
 @app.command()
 def demo(
     name: Annotated[str, typer.Argument(help="Shipped series: co2, elnino, sunspots, nile or macrodata.")] = "co2",
-    out: Annotated[Path | None, typer.Option(help="Folder for the picture and the table; none: nothing is written.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the picture and the table; none: nothing is written.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
 ) -> None:
     """Fit on a real series, stream its last fifth, and compare with ridge and seasonal naive."""
     from .benchmark.demo import draw_demo, format_table, run_demo
 
     result = run_demo(name, seed=seed, verbose=1)
-    typer.echo(format_table(result.table, f"{name}: forecasts from {result.start} on, smaller is better (coverage: 0.8)"))
+    typer.echo(
+        format_table(result.table, f"{name}: forecasts from {result.start} on, smaller is better (coverage: 0.8)")
+    )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         result.table.to_csv(out / "table.csv")
@@ -48,7 +52,9 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder that the fitted forecaster is written to.")],
     horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 24,
     freq: Annotated[str | None, typer.Option(help="Step of the time axis (h, D, MS, ...); default: inferred.")] = None,
-    context: Annotated[int | None, typer.Option(help="Steps of the raw window; default: by horizon and season.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Steps of the raw window; default: by horizon and season.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="lmm, mac, mag or mal; default: lmm.")] = None,
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which learning stops.")] = None,
     on_gap: Annotated[str, typer.Option(help="raise or mask missing rows.")] = "raise",
@@ -60,8 +66,10 @@ def fit(
     target_col: TargetCol = "y",
 ) -> None:
     """Learn from a CSV file and save the forecaster."""
+    from .forecasting.checkpoint import free_folder
     from .forecasting.forecaster import TitansForecaster
 
+    free_folder(out)  # before the work, not after it
     forecaster = TitansForecaster(
         horizon=horizon,
         freq=freq,
@@ -77,7 +85,7 @@ def fit(
         target_col=target_col,
         verbose=1,
     )
-    forecaster.fit(_read(data, time_col))
+    forecaster.fit(_read(data, id_col, time_col))
     forecaster.save(out)
     skipped = f", {len(forecaster.skipped_)} skipped" if forecaster.skipped_ else ""
     typer.echo(f"{len(forecaster.fitted_ids_)} series{skipped}; saved to {out}", err=True)
@@ -103,14 +111,16 @@ def update(model: ModelFolder, data: DataFile) -> None:
     from .forecasting.forecaster import TitansForecaster
 
     forecaster = TitansForecaster.load(model)
-    forecaster.update(_read(data, forecaster.time_col))
+    forecaster.update(_read(data, forecaster.id_col, forecaster.time_col))
     forecaster.save(model)
 
 
 @benchmark.command()
 def ltsf(
     context: Annotated[list[int] | None, typer.Option(help="Context lengths; default: 336 and 512.")] = None,
-    folder: Annotated[str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for one JSON file a run.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
@@ -126,12 +136,16 @@ def ltsf(
             write_json(result, out / f"etth1-{length}-{part}-{seed}.json")
 
 
-def _read(path: Path, time_col: str) -> object:
+def _read(path: Path, id_col: str, time_col: str) -> object:
     import pandas as pd
 
-    frame = pd.read_csv(path)
-    if time_col in frame.columns and not pd.api.types.is_numeric_dtype(frame[time_col]):
-        frame[time_col] = pd.to_datetime(frame[time_col])
+    # Ids stay text: "007" in one file and 7 in the next would be two series.
+    try:
+        frame = pd.read_csv(path, dtype={id_col: str})
+        if time_col in frame.columns and not pd.api.types.is_numeric_dtype(frame[time_col]):
+            frame[time_col] = pd.to_datetime(frame[time_col])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return frame
 
 
@@ -139,6 +153,6 @@ def main() -> None:
     """Run the command line; what a user did wrong is one line, not a traceback."""
     try:
         app()
-    except (ValueError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
-        typer.echo(f"titans-ts: {error}", err=True)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        typer.echo(f"titans-ts: {' '.join(str(error).split())}", err=True)
         sys.exit(2)

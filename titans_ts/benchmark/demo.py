@@ -29,9 +29,7 @@ class Demo(NamedTuple):
     start: pd.Timestamp
 
 
-def stream(
-    forecasters: dict[str, PanelForecaster], later: pd.DataFrame, horizon: int, stride: int = 1
-) -> pd.DataFrame:
+def stream(forecasters: dict[str, PanelForecaster], later: pd.DataFrame, horizon: int, stride: int = 1) -> pd.DataFrame:
     """Forecasts of fitted forecasters every `stride` steps of `later`, each from what had come in until then.
 
     One long frame of `unique_id, ds, cutoff, y` and the columns of every forecaster under its name in `forecasters`. The
@@ -117,8 +115,8 @@ def draw_demo(demo: Demo, path: Path, models: Sequence[str] = ("Titans updating"
     top.set_title(f"{name}: forecasts of {length} steps while the series comes in, with 80 % intervals")
     top.legend(loc="best", frameon=False)
     for model in demo.table.index:
-        error = (own[model] - own["y"]).abs().groupby(own["cutoff"]).mean()
-        bottom.plot(own.groupby("cutoff")["ds"].min(), error.rolling(8, min_periods=1).mean(), label=model)
+        missed = (own[model] - own["y"]).abs().groupby(own["cutoff"]).mean()
+        bottom.plot(own.groupby("cutoff")["ds"].min(), missed.rolling(8, min_periods=1).mean(), label=model)
     bottom.set_ylabel("absolute error,\nmean of 8 forecasts")
     bottom.legend(loc="best", frameon=False, ncols=4)
     figure.savefig(path, dpi=110)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,15 +24,25 @@ def write_checkpoint(path: str | Path, config: Mapping[str, Any], tensors: Mappi
 
     The files are written beside their places first and moved into them last, so that a failure leaves the old ones.
     """
-    folder = Path(path)
+    words = json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False, default=_plain)
+    folder = free_folder(path)
     folder.mkdir(parents=True, exist_ok=True)
-    if unknown := [file.name for file in folder.iterdir() if not file.name.startswith(("config.json", "weights."))]:
-        raise FileExistsError(f"{folder} holds other files ({unknown[0]}, ...): pass a new or an empty folder.")
     weights, text = folder / "weights.safetensors.new", folder / "config.json.new"
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, weights)
-    text.write_text(json.dumps({"format": FORMAT, **config}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text.write_text(words + "\n", encoding="utf-8")
     weights.replace(folder / "weights.safetensors")
     text.replace(folder / "config.json")
+
+
+def free_folder(path: str | Path) -> Path:
+    """The folder `path`, if it is not there yet or holds nothing but a checkpoint, which may be replaced."""
+    folder = Path(path)
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file: pass a folder.")
+    files = [file.name for file in folder.iterdir()] if folder.exists() else []
+    if unknown := [name for name in files if not name.startswith(("config.json", "weights."))]:
+        raise FileExistsError(f"{folder} holds other files ({unknown[0]}, ...): pass a new or an empty folder.")
+    return folder
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -46,7 +57,19 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]
             f"{folder} has format {config.get('format')!r} and this version reads format {FORMAT}: "
             "save it again with the version that wrote it, or install that version."
         )
-    return config, load_file(folder / "weights.safetensors")
+    try:
+        return config, load_file(folder / "weights.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'weights.safetensors'} is damaged ({error}): restore it, or save again.") from None
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers (searches set parameters with them) and pandas offsets as JSON's own."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, pd.offsets.BaseOffset):
+        return value.freqstr
+    raise TypeError(f"{value!r} is a {type(value).__name__}, which cannot be saved.")
 
 
 def ids_to_json(ids: tuple[Hashable, ...]) -> list[Any]:
@@ -60,10 +83,13 @@ def _id_to_json(name: Hashable) -> Any:
     if isinstance(name, np.generic):
         name = name.item()
     if isinstance(name, pd.Timestamp):
-        return {"timestamp": name.isoformat()}
+        zone = {} if name.tz is None else {"tz": str(name.tz)}
+        return {"timestamp": name.isoformat(), **zone}
     if name is None or isinstance(name, str | int | float | bool):
         return name
-    raise TypeError(f"series id {name!r} is a {type(name).__name__}; only strings, numbers and timestamps can be saved.")
+    raise TypeError(
+        f"series id {name!r} is a {type(name).__name__}; only strings, numbers and timestamps can be saved."
+    )
 
 
 def id_from_json(name: Any) -> Hashable:
@@ -75,7 +101,8 @@ def id_from_json(name: Any) -> Hashable:
     if isinstance(name, dict):
         if "tuple" in name:
             return tuple(id_from_json(part) for part in name["tuple"])
-        return pd.Timestamp(name["timestamp"])
+        stamp = pd.Timestamp(name["timestamp"])
+        return stamp.tz_convert(name["tz"]) if "tz" in name else stamp
     plain: Hashable = name
     return plain
 

@@ -5,9 +5,11 @@ N series, L context, F future step, Q quantile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -37,6 +39,7 @@ from .linear import LinearPath, apply_linear, fit_linear, series_scales
 from .panel import DataError, Float, Int, Panel
 from .training import Rows, TrainConfig, train
 
+_SEEDING = Lock()
 MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
 
 
@@ -54,7 +57,7 @@ class TitansForecaster(PanelForecaster):
     freq: step of the time axis ("h", "15min", "MS", an integer, ...); None: inferred.
     season_length: steps of the main season; None: by frequency (24 for hours, 7 for days, 12 for months, ...).
     context_length: steps of the raw window that linear path, scale and head see; what lies further back is the memory's.
-        None: three horizons or four seasons, whichever is longer, at most half of a long series.
+        None: three horizons, four seasons or 96, whichever is longest, at most 512 and half of a long series.
     patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
     quantiles: levels of the quantile head; `predict` interpolates to any level.
     point: "mean" or "median", what the point forecast is.
@@ -89,6 +92,8 @@ class TitansForecaster(PanelForecaster):
     >>> forecaster.update(np.sin(np.arange(400, 410) / 4) + 1).predict(horizon=4).shape
     (4,)
     """
+
+    model_: TimeSeriesModel
 
     def __init__(
         self,
@@ -141,17 +146,34 @@ class TitansForecaster(PanelForecaster):
         self.verbose = verbose
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters; `model__dim`, `model__memory__depth` and `train__steps` reach into the configurations."""
+        """Set parameters; `model__dim`, `model__memory__depth` and `train__steps` reach into the configurations.
+
+        Changes that only hold together (`model__dim` and `model__memory__dim`) are made in one call.
+        """
         plain: dict[str, Any] = {}
+        inner: dict[str, dict[str, Any]] = {"model": {}, "train": {}}
         for name, value in params.items():
-            first, *rest = name.split("__")
-            if not rest or first not in ("model", "train"):
+            first, _, rest = name.partition("__")
+            if rest and first in inner:
+                inner[first][rest] = value
+            else:
                 plain[name] = value
-                continue
-            whole = plain.get(first, getattr(self, first)) or {"model": BackboneConfig, "train": TrainConfig}[first]()
-            plain[first] = _replaced(whole, rest, value)
+        for first, changes in inner.items():
+            if changes:
+                whole = plain.get(first, getattr(self, first))
+                whole = {"model": BackboneConfig, "train": TrainConfig}[first]() if whole is None else whole
+                plain[first] = _replaced(whole, changes)
         super().set_params(**plain)
         return self
+
+    def fit(self, y: Any, X: object = None) -> Self:
+        """Learn from the panel `y` (see `PanelForecaster.fit`); a fit that fails leaves the forecaster as it was."""
+        before = self.__dict__.copy()
+        try:
+            return super().fit(y, X)
+        except BaseException:
+            self.__dict__ = before
+            raise
 
     # Hooks of PanelForecaster
 
@@ -169,17 +191,17 @@ class TitansForecaster(PanelForecaster):
             horizon=self.horizon, context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
         device = self._device()
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with _seeded(seed, device):
             model = TimeSeriesModel(config).to(device)
-            if self.warm_start and hasattr(self, "model_") and self.model_.config == config:
-                model.load_state_dict(self.model_.state_dict())
-            rows = Rows(
-                values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
-                starts=torch.from_numpy(panel.offsets[:-1]).to(device),
-                ends=torch.from_numpy(panel.offsets[1:]).to(device),
-                units=torch.from_numpy(series_scales(panel, ends)).to(device),
-            )
+        if self.warm_start and hasattr(self, "model_") and self.model_.config == config:
+            model.load_state_dict(self.model_.state_dict())
+        rows = Rows(
+            values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
+            starts=torch.from_numpy(panel.offsets[:-1]).to(device),
+            ends=torch.from_numpy(panel.offsets[1:]).to(device),
+            units=torch.from_numpy(series_scales(panel, ends)).to(device),
+        )
+        with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's own
             fitted = train(
                 model,
                 _as_torch(path) if settings.linear else None,
@@ -194,11 +216,14 @@ class TitansForecaster(PanelForecaster):
         if not fitted.trained:
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
-        whole = fit_linear(
-            panel, context, self.horizon, penalties=(path.penalty,), max_windows=MAX_WINDOWS, seed=seed
-        )
+        if settings.refit:
+            whole = fit_linear(
+                panel, context, self.horizon, penalties=(path.penalty,), max_windows=MAX_WINDOWS, seed=seed
+            )
+            path = replace(whole, losses=path.losses)
         # Assigned last: a fit that fails leaves the forecaster as it was.
-        self.model_, self.linear_ = model, LinearPath(whole.weights, path.penalty, path.losses) if settings.linear else None
+        self.model_ = model
+        self.linear_ = path if settings.linear else None
         self.residuals_, self.correction_, self.history_ = residuals, fitted.weight, fitted.history
         self.spread_ = fitted.spread
         self.context_length_, self.patch_length_ = context, patch
@@ -215,6 +240,11 @@ class TitansForecaster(PanelForecaster):
 
     @torch.no_grad()
     def _forecast(self, state: SeriesState, rows: Int) -> Forecast:
+        fitted = self.model_.config.horizon
+        require(
+            self.horizon == fitted,
+            f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again.",
+        )
         part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.position.device))
         said = self.model_.forecast(part)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
@@ -313,7 +343,7 @@ class TitansForecaster(PanelForecaster):
         """Context and patch length: as configured, else by horizon, season and the length of the series."""
         context = self.context_length
         if context is None:
-            wanted = min(max(3 * self.horizon, 4 * self.season_length_, 32), 512)
+            wanted = min(max(3 * self.horizon, 4 * self.season_length_, 96), 512)
             context = max(4, min(wanted, int(np.quantile(panel.lengths, 0.75)) // 2))
         patch = self.patch_length
         if patch is None:
@@ -348,6 +378,14 @@ class TitansForecaster(PanelForecaster):
         return torch.device(self.device)
 
 
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators at `seed`, and afterwards where they were; one thread at a time, for all share them."""
+    with _SEEDING, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def _as_torch(path: LinearPath) -> Any:
     """The linear path as training wants it."""
 
@@ -362,10 +400,19 @@ def _backbone_from(saved: dict[str, Any]) -> BackboneConfig:
     return BackboneConfig(**{**saved, "memory": MemoryConfig(**saved["memory"])})
 
 
-def _replaced(config: Any, path: list[str], value: Any) -> Any:
-    """A configuration with one field, maybe of a configuration inside it, replaced."""
-    name, *rest = path
+def _replaced(config: Any, changes: dict[str, Any]) -> Any:
+    """A configuration with all changes made at once, `memory__depth` to the configuration inside it."""
+    plain: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
     fields = getattr(type(config), "__dataclass_fields__", {})
-    if name not in fields:
-        raise ValueError(f"{type(config).__name__} has no parameter {name!r}: there are {', '.join(fields)}.")
-    return replace(config, **{name: _replaced(getattr(config, name), rest, value) if rest else value})
+    for path, value in changes.items():
+        name, _, rest = path.partition("__")
+        if name not in fields:
+            raise ValueError(f"{type(config).__name__} has no parameter {name!r}: there are {', '.join(fields)}.")
+        if rest:
+            inner.setdefault(name, {})[rest] = value
+        else:
+            plain[name] = value
+    for name, deeper in inner.items():
+        plain[name] = _replaced(plain.get(name, getattr(config, name)), deeper)
+    return replace(config, **plain)

@@ -19,6 +19,8 @@ from .panel import DataError, Float, Int, Panel, offsets_of, shorten
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 # without rows to validate on: what the validation rows of many panels choose, within a factor of ten
 DEFAULT_PENALTY = 1e-3
+# of penalties whose validation error differs by less than this share, the largest is taken: the calmest map
+INDIFFERENCE = 1e-3
 BLOCK_BYTES = 2**24
 
 
@@ -83,8 +85,8 @@ def fit_linear(
     """The ridge map of all windows whose targets end by `train_ends[i]` (an exclusive row of series i; None:
     everywhere).
 
-    The penalty with the least squared error on the windows whose targets begin at `train_ends[i]` or later is taken;
-    their context may reach back. Each series counts in units of its own standard deviation before `train_ends`, so that
+    The penalty with the least squared error on the windows whose targets begin at `train_ends[i]` or later is taken (of
+    several that differ by less than a thousandth, the largest); their context may reach back. Each series counts in units of its own standard deviation before `train_ends`, so that
     scale does not decide. `max_windows` draws that many training windows (and as many validation windows).
 
     >>> from titans_ts.forecasting.clock import CountClock
@@ -117,7 +119,8 @@ def fit_linear(
     if held.windows:
         squares = [held.yy - 2 * np.vdot(w, held.xy) + np.vdot(w, held.xx @ w) for w in weights]
         losses = {p: float(s) / (held.windows * horizon) for p, s in zip(penalties, squares, strict=True)}
-        best = min(range(len(penalties)), key=lambda i: squares[i])
+        good = [i for i in range(len(penalties)) if squares[i] <= (1 + INDIFFERENCE) * min(squares)]
+        best = max(good, key=lambda i: penalties[i])
     else:
         best = min(range(len(penalties)), key=lambda i: abs(np.log(penalties[i] / DEFAULT_PENALTY)))
     return LinearPath(weights[best], penalties[best], losses)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,8 @@ class TrainConfig:
         correction: a share of the rows when below 1, else a number of rows.
     checks: how often the validation rows are looked at.
     average: decay of the moving average of the weights that is validated and kept.
+    refit: fit the linear path again on all rows, the validation rows included, once its penalty is chosen. Off where a
+        protocol keeps the weights from seeing them, as the long-horizon literature's does.
 
     >>> TrainConfig(steps=0).linear
     True
@@ -55,6 +58,7 @@ class TrainConfig:
     validation: float = 0.2
     checks: int = 12
     average: float = 0.98
+    refit: bool = True
 
     def __post_init__(self) -> None:
         require(self.linear or self.steps > 0, "linear=False with steps=0 leaves nothing that could forecast.")
@@ -163,12 +167,23 @@ def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
     return squared, pinball / len(levels)
 
 
-def confirmed_weight(batches: list[Batch]) -> float:
-    """The share of the correction, between 0 and 1, that fits the validation rows best: 0 where it does not help.
+def confirmed_weight(halves: list[list[Batch]]) -> float:
+    """The share of the correction, between 0 and 1, that the validation rows confirm: the smaller of those that suit
+    their earlier and their later half best, 0 where it does not help in both.
 
     >>> one = torch.ones(1, 1)
-    >>> confirmed_weight([Batch(0 * one, one, one[None], one[0], 0.25 * one, one[0])])
+    >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, one[0])]])
     0.25
+    """
+    return min((best_weight(batches) for batches in halves), default=0.0)
+
+
+def best_weight(batches: list[Batch]) -> float:
+    """The share of the correction, between 0 and 1, with the least squared error: a quotient of two sums.
+
+    >>> one = torch.ones(1, 1)
+    >>> best_weight([Batch(0 * one, one, one[None], one[0], -one, one[0])])
+    0.0
     """
     top = bottom = 0.0
     for batch in batches:
@@ -238,7 +253,7 @@ def train(
         return Fitted(0.0, 1.0, [], False)
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
-    checks = validation_sequences(rows, train_ends, length, shape.patch)
+    checks = halves_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
 
     decay = [p for p in model.parameters() if p.dim() >= 2]
     plain = [p for p in model.parameters() if p.dim() < 2]
@@ -269,9 +284,9 @@ def train(
 
         out_of_time = time_limit is not None and time.monotonic() - started > time_limit
         if step % every == 0 or step == config.steps or out_of_time:
-            if len(checks.series):
-                batches = validation_batches(average, linear, rows, checks, length)
-                loss = validation_loss(batches, linear is not None, levels)
+            if checks:
+                halves = [validation_batches(average, linear, rows, half, length) for half in checks]
+                loss = validation_loss(halves, linear is not None, levels)
                 history.append((step, loss))
                 if loss < best_loss:
                     best, best_loss = copy.deepcopy(average.state_dict()), loss
@@ -285,11 +300,11 @@ def train(
     model.load_state_dict(best)
     model.eval()
     weight = 1.0 if linear is None else 0.0
-    if not len(checks.series):
+    if not checks:
         return Fitted(weight, 1.0, history, True)
-    batches = validation_batches(model, linear, rows, checks, length)
-    weight = weight if linear is None else confirmed_weight(batches)
-    return Fitted(weight, confirmed_spread(batches, weight, levels), history, True)
+    halves = [validation_batches(model, linear, rows, half, length) for half in checks]
+    weight = weight if linear is None else confirmed_weight(halves)
+    return Fitted(weight, confirmed_spread([*chain(*halves)], weight, levels), history, True)
 
 
 def draw(
@@ -345,11 +360,12 @@ def move_average(average: TimeSeriesModel, model: TimeSeriesModel, decay: float)
             kept.lerp_(new, 1 - decay)
 
 
-def validation_loss(batches: list[Batch], shrink: bool, levels: Tensor) -> float:
-    """Squared error and pinball loss of the validation rows, with the correction at its best weight if it may shrink."""
-    weight = confirmed_weight(batches) if shrink else 1.0
+def validation_loss(halves: list[list[Batch]], shrink: bool, levels: Tensor) -> float:
+    """Squared error and pinball loss of the validation rows, with the correction at its confirmed weight if it may
+    shrink."""
+    weight = confirmed_weight(halves) if shrink else 1.0
     total = count = 0.0
-    for batch in batches:
+    for batch in chain(*halves):
         squared, pinball = losses(batch._replace(shift=weight * batch.shift), levels)
         total += float(squared + pinball) * len(batch.truth)
         count += len(batch.truth)
@@ -368,7 +384,8 @@ def validation_batches(
     generator = torch.Generator().manual_seed(0)
     batches = []
     for rows_of in torch.arange(len(checks.series), device=rows.values.device).split(VALIDATED):
-        part = Sequences(*(field[rows_of] for field in checks[:4]))
+        series, begin, end, first = (field[rows_of] for field in checks[:4])
+        part = Sequences(series, begin, end, first)
         batches.append(forecast_batch(model, linear, rows, part, length, generator))
         batches.append(forecast_batch(model, linear, rows, with_past(model, rows, part, length), length, generator))
     return batches
@@ -402,4 +419,12 @@ def validation_sequences(rows: Rows, train_ends: Tensor, length: int, patch: int
     if len(found) > CHECKED:
         found = [found[i] for i in np.linspace(0, len(found) - 1, CHECKED).round().astype(int)]
     table = torch.tensor(found, dtype=torch.long, device=train_ends.device).view(-1, 4)
-    return Sequences(*table.unbind(1))
+    return Sequences(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
+
+
+def halves_of(checks: Sequences, rows: Rows, train_ends: Tensor) -> list[Sequences]:
+    """The sequences of the earlier and of the later half of the validation rows; a half without any is left out."""
+    middle = (train_ends + rows.ends - rows.starts) // 2
+    early = checks.first < middle[checks.series]
+    parts = [early.nonzero().squeeze(1), (~early).nonzero().squeeze(1)]
+    return [Sequences(*(field[part] for field in checks[:4])) for part in parts if len(part)]

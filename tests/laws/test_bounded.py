@@ -1,0 +1,282 @@
+"""Bounded: whatever comes in for however long, the state stays finite, under a bound that can be written down, and in
+the same place.
+
+Four rows at once: a constant series, nothing but zeros, three tokens over and over, and noise around four centres.
+"""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from laws.cases import DEPTHS, make_tokens
+from titans_ts.core.config import MemoryConfig
+from titans_ts.core.memory import NeuralMemory, logit
+from titans_ts.core.networks import layer_shapes
+from titans_ts.core.ops.backends import OPS, choose, rule_of
+from titans_ts.core.ops.contract import Rule, Tokens
+from titans_ts.core.state import MemoryState
+from titans_ts.models.backbone import Backbone
+from titans_ts.models.blocks import memory_of
+from titans_ts.models.config import VARIANTS, BackboneConfig
+from torch import Tensor
+
+CONSTANT, ZERO, REPEATED, CLUSTERED = range(4)
+DIM, PIECE = 16, 1024
+
+
+def four_series(time: int, period: int) -> Tensor:
+    centres = torch.randn(4, DIM)[torch.randint(4, (time,))]
+    return torch.stack(
+        [
+            torch.randn(1, DIM).expand(time, -1),
+            torch.zeros(time, DIM),
+            torch.randn(period, DIM).repeat(time // period + 1, 1)[:time],
+            centres + 0.1 * torch.randn(time, DIM),
+        ]
+    )
+
+
+def largest_allowed(config: MemoryConfig, values: float) -> list[float]:
+    """A bound on the norm of every layer and its momentum, for values of at most that norm.
+
+    Deep: at an anchor a layer has the cap as its norm, so that the error e is at most the product of the caps plus the
+    values; a step moves the weights by at most `budget * (1 - eta) * |delta|`, delta = 2 e at the network's output (the
+    layer norm multiplies it by 1000 at worst), for the stiffness takes out whatever the layers multiply it by. The
+    momentum averages such steps with weights 1 - eta, and a chunk adds it up once a token.
+    Linear: with z the larger of |S| and |W| + |v|, a token at most doubles z.
+    """
+    rule = rule_of(config)
+    caps = [rule.weight_cap * o**0.5 for _, o in layer_shapes(config.head_dim, config.depth, config.expansion)]
+    if config.exact:
+        return [2.0**rule.chunk * (caps[0] + values)]
+    if config.residual:
+        delta = 2e3 * (1 + config.head_dim**0.5 + values)
+    else:
+        delta = 2 * (math.prod(caps) + values)
+    return [1.001 * (own + rule.chunk * rule.step_budget * delta) for own in caps]
+
+
+class Watch:
+    """What happened to four rows over the quarters of a long run."""
+
+    def __init__(self, module: Any, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.values = 0.0
+        self.memories: list[MemoryState] = []
+        memory = module.config if isinstance(module, NeuralMemory) else module.config.memory
+        name = choose(memory)
+        run = OPS[name]
+
+        def watched(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
+            self.values = max(self.values, tokens.values.norm(dim=-1).max().item())
+            return run(state, tokens, rule)
+
+        monkeypatch.setitem(OPS, name, watched)
+        outputs, norms, state = [], [], None
+        with torch.no_grad():
+            for part in x.split(PIECE, 1):
+                y, state = module(part, state)
+                assert y.isfinite().all()
+                self.memories = [state] if isinstance(state, MemoryState) else [memory_of(block) for block in state]
+                layers = [torch.stack([w.norm(dim=(-2, -1)), s.norm(dim=(-2, -1))]).amax((0, 2))
+                          for one in self.memories for w, s in zip(one.weights, one.momentum, strict=True)]  # fmt: skip
+                norms.append(torch.stack(layers))
+                outputs.append(y.abs().amax((1, 2)))
+        bound = torch.tensor(largest_allowed(memory, self.values)).repeat(len(self.memories))
+        self.norms = torch.stack(norms).unflatten(0, (4, -1))  # [quarter, sample, layer, row]
+        assert self.norms.isfinite().all()
+        assert (self.norms.amax((0, 1, 3)) <= bound).all()
+        self.outputs = torch.stack(outputs).unflatten(0, (4, -1)).amax(1)  # [quarter, row]
+
+    def growth(self, row: int) -> float:
+        """The largest state of the last quarter in units of the second's; below a quarter, a layer is all but empty."""
+        second, last = (self.norms[quarter, :, :, row].max().item() for quarter in (1, 3))
+        return last / max(second, 0.25)
+
+    def assert_settled(self, *, noise: float) -> None:
+        for row in (CONSTANT, ZERO, REPEATED):
+            assert self.growth(row) <= 1.05, row
+        assert self.growth(CLUSTERED) <= noise
+        assert (self.outputs[3] <= 1.1 * self.outputs[1] + 1e-6).all()
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_memory_of_65536_tokens_stays_where_it_was(depth, monkeypatch):
+    memory = NeuralMemory(MemoryConfig(dim=DIM, depth=depth))
+    watch = Watch(memory, four_series(65536, 3), monkeypatch)
+    watch.assert_settled(noise=1.5)
+    assert watch.norms.max() < 50
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_residual_memory_of_65536_tokens_stays_where_it_was(depth, monkeypatch):
+    """Its layer norm divides by what the network puts out, so that a state makes leaps now and then, and comes back."""
+    memory = NeuralMemory(MemoryConfig(dim=DIM, depth=depth, residual=True))
+    watch = Watch(memory, four_series(65536, 3), monkeypatch)
+    second, last = watch.norms[1].amax(1).median(0).values, watch.norms[3].amax(1).median(0).values
+    assert (last <= 1.25 * second + 1e-3).all()
+    assert (watch.outputs[3] <= 1.25 * watch.outputs[1] + 1e-6).all()
+    assert watch.norms.max() < 1e4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_backbone_of_65536_tokens_stays_where_it_was(variant, depth, monkeypatch):
+    memory = MemoryConfig(dim=DIM, depth=depth, persistent=4)
+    config = BackboneConfig(dim=DIM, depth=1, variant=variant, memory=memory, heads=2, window=64, segment=64)
+    watch = Watch(Backbone(config), four_series(65536, 4), monkeypatch)
+    watch.assert_settled(noise=1.5)
+    assert watch.norms.max() < 50
+
+
+ENDS = {
+    "long momentum and no forgetting": (1 - 1e-4, 0.99, 1e-6),
+    "no momentum and no forgetting": (1 - 1e-4, 1e-6, 1e-6),
+    "no momentum and almost all forgotten": (1 - 1e-4, 1e-6, 0.9),
+    "all forgotten": (1 - 1e-4, 1e-6, 1 - 1e-6),
+}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_a_memory_with_its_gates_at_their_ends_stays_where_it_was(depth, residual, ends, monkeypatch):
+    memory = NeuralMemory(MemoryConfig(dim=DIM, depth=depth, residual=residual))
+    with torch.no_grad():
+        memory.gates.bias.copy_(torch.tensor([logit(end) for end in ENDS[ends]]))
+    watch = Watch(memory, four_series(8192, 2), monkeypatch)
+    if residual:
+        assert watch.norms.max() < 1e4
+    else:
+        # With all forgotten, every step of 1/2 turns the error round, and it takes ten thousand tokens to come to rest.
+        allowed = 1.2 if ends == "all forgotten" else 1.05
+        assert all(watch.growth(row) <= allowed for row in (CONSTANT, ZERO, REPEATED))
+        assert watch.norms.max() < 1e3
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_gates_that_swing_from_end_to_end_leave_the_state_finite(depth, monkeypatch):
+    """A linear memory can resonate then, and only its cap holds it; for a deep one the budget does."""
+    torch.manual_seed(3)
+    memory = NeuralMemory(MemoryConfig(dim=DIM, depth=depth))
+    with torch.no_grad():
+        memory.gates.weight.mul_(100)
+    watch = Watch(memory, four_series(8192, 4), monkeypatch)
+    if depth > 1:
+        assert watch.norms.max() < 50
+
+
+def one_key(config: MemoryConfig, theta: float, eta: float, alpha: float, time: int) -> Tokens:
+    """One unit key with the value 0, over and over; with the value 0 a linear memory is its own error."""
+    tokens = make_tokens(config, 1, time)
+    key = torch.nn.functional.normalize(tokens.keys[:, :, :1], dim=-1).expand_as(tokens.keys)
+    gates = (torch.full_like(tokens.theta, gate) for gate in (theta, eta, alpha))
+    return Tokens(key, key, torch.zeros_like(key), *gates)
+
+
+def start(config: MemoryConfig) -> MemoryState:
+    shapes = layer_shapes(config.head_dim, config.depth, config.expansion)
+    weights = tuple(torch.randn(1, 1, i, o, dtype=torch.float64) / i**0.5 for i, o in shapes)
+    none = torch.zeros(1, 1, 1, dtype=torch.float64)
+    return MemoryState(
+        weights, tuple(map(torch.zeros_like, weights)), weights, none, torch.zeros(1, dtype=torch.long), none
+    )
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_a_deep_memory_without_its_bounds_diverges_on_a_repeated_key(depth):
+    config = MemoryConfig(dim=DIM, depth=depth)
+    tokens = one_key(config, 0.25, 0.5, 0.0, 4096)
+    tokens = tokens._replace(values=torch.ones_like(tokens.values))
+    rule = rule_of(config)
+
+    def run(rule: Rule) -> tuple[float, float]:
+        """The largest weight at the end of any chunk, and the last error."""
+        torch.manual_seed(1)
+        state, largest, reads = start(config), 0.0, tokens.values
+        for parts in zip(*(part.split(rule.chunk, 2) for part in tokens[:6]), strict=True):
+            reads, state = OPS["chunked"](state, Tokens(*parts), rule)
+            largest = max(largest, *(weight.abs().nan_to_num(math.inf).max().item() for weight in state.weights))
+        return largest, (reads - 1).abs().max().item()
+
+    largest, error = run(rule)
+    assert largest < 5
+    assert error < 1e-6
+    assert run(replace(rule, step_budget=None, weight_cap=None))[0] > 1e12
+    assert run(replace(rule, step_budget=None))[0] > 100  # the cap alone brings it back, again and again
+
+
+def growth_of_a_chunk(chunk: int, theta: float, eta: float, alpha: float) -> float:
+    """By what the error of a frozen linear memory is multiplied in a chunk of one key: the largest eigenvalue of what
+    (W, S) becomes, each token doing S <- eta S - 2 theta W_0, W <- (1 - alpha) W + S."""
+    columns = []
+    for first, past in ((1.0, 0.0), (0.0, 1.0)):
+        weight, momentum = first, past
+        for _ in range(chunk):
+            momentum = eta * momentum - 2 * theta * first
+            weight = (1 - alpha) * weight + momentum
+        columns.append([weight, momentum])
+    return float(np.abs(np.linalg.eigvals(np.array(columns))).max())
+
+
+def critical(chunk: int, eta: float, alpha: float) -> float:
+    """The step from which on a frozen linear memory diverges, searched for upwards from 0."""
+    low, high = 0.0, 4.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if growth_of_a_chunk(chunk, middle, eta, alpha) < 1 else (low, middle)
+    return low
+
+
+CRITICAL = {
+    (0.0, 0.001): {1: 0.9995, 4: 0.25, 16: 0.0625, 64: 0.0156, 256: 0.0039},
+    (0.5, 0.001): {1: 1.50, 4: 0.223, 16: 0.0357, 64: 0.0081, 256: 0.0020},
+    (0.9, 0.001): {1: 1.90, 4: 0.0369, 16: 0.0095, 64: 0.0022, 256: 0.0004},
+    (0.9, 0.05): {1: 1.85, 4: 0.0558, 16: 0.0183, 64: 0.0029, 256: 0.0025},
+}
+
+
+@pytest.mark.parametrize(("eta", "alpha"), CRITICAL)
+@pytest.mark.parametrize("chunk", [1, 4, 16, 64, 256])
+def test_a_frozen_linear_memory_diverges_from_the_critical_step_on(chunk, eta, alpha):
+    step = critical(chunk, eta, alpha)
+    assert step == pytest.approx(CRITICAL[eta, alpha][chunk], rel=0.005, abs=6e-5)
+    config = MemoryConfig(dim=8, depth=1, chunk=chunk)
+    for factor, diverges in ((0.9, False), (1.1, True)):
+        growth = growth_of_a_chunk(chunk, factor * step, eta, alpha)
+        chunks = max(8, math.ceil(math.log(1e3) / abs(math.log(growth)))) if diverges else 40
+        tokens = one_key(config, factor * step, eta, alpha, chunks * chunk)
+        reads, _ = OPS["chunked"](start(config), tokens, Rule(chunk=chunk))
+        sizes = reads.norm(dim=-1)[0, 0]
+        first, last = sizes[: 2 * chunk].max(), sizes[-2 * chunk :].max()
+        assert last > 10 * first if diverges else last <= first
+
+
+def test_the_budget_of_a_linear_network_is_enough_for_every_momentum_forgetting_and_chunk():
+    """Spread evenly, a budget of 1/2 is a step of `(1 - eta) / (2 chunk)`."""
+    for chunk in (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 256):
+        for eta in (0.0, 0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999):
+            for alpha in (0.0, 1e-4, 0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0):
+                assert growth_of_a_chunk(chunk, 0.5 * (1 - eta) / chunk, eta, alpha) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("alpha", [0.0, 1e-3, 0.5, 1.0])
+def test_an_exact_linear_memory_needs_no_budget(eta, alpha):
+    """At the largest step that the layer can ask for, and every larger one diverges somewhere."""
+    config = MemoryConfig(dim=8, depth=1)
+    state = start(config)._replace(anchor=())
+    reads, _ = OPS["exact_linear"](state, one_key(config, 0.5 * (1 - eta), eta, alpha, 4000), rule_of(config))
+    sizes = reads.norm(dim=-1)[0, 0]
+    assert sizes[-100:].max() <= 1e-3 * sizes[0] or (eta, alpha) == (0.0, 1.0)
+    assert sizes.max() <= 1.01 * state.weights[0].norm()
+
+
+def test_a_step_beyond_one_half_would_let_a_linear_memory_that_forgets_diverge():
+    config = MemoryConfig(dim=8, depth=1)
+    reads, _ = OPS["exact_linear"](
+        start(config)._replace(anchor=()), one_key(config, 0.9, 0.0, 0.9, 200), Rule(chunk=64)
+    )
+    assert not reads.norm(dim=-1)[0, 0, -1] < 1e6
