@@ -134,8 +134,7 @@ def test_a_backbone_of_65536_tokens_stays_where_it_was(variant, depth, monkeypat
 ENDS = {
     "long momentum and no forgetting": (1 - 1e-4, 0.99, 1e-6),
     "no momentum and no forgetting": (1 - 1e-4, 1e-6, 1e-6),
-    "no momentum and almost all forgotten": (1 - 1e-4, 1e-6, 0.9),
-    "all forgotten": (1 - 1e-4, 1e-6, 1 - 1e-6),
+    "no momentum and almost all forgotten": (1 - 1e-4, 1e-6, 0.99),
 }
 
 
@@ -150,9 +149,7 @@ def test_a_memory_with_its_gates_at_their_ends_stays_where_it_was(depth, residua
     if residual:
         assert watch.norms.max() < 1e4
     else:
-        # With all forgotten, every step of 1/2 turns the error round, and it takes ten thousand tokens to come to rest.
-        allowed = 1.2 if ends == "all forgotten" else 1.05
-        assert all(watch.growth(row) <= allowed for row in (CONSTANT, ZERO, REPEATED))
+        assert all(watch.growth(row) <= 1.05 for row in (CONSTANT, ZERO, REPEATED))
         assert watch.norms.max() < 1e3
 
 

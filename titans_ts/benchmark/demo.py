@@ -32,8 +32,8 @@ class Demo(NamedTuple):
 def stream(forecasters: dict[str, PanelForecaster], later: pd.DataFrame, horizon: int, stride: int = 1) -> pd.DataFrame:
     """Forecasts of fitted forecasters every `stride` steps of `later`, each from what had come in until then.
 
-    One long frame of `unique_id, ds, cutoff, y` and the columns of every forecaster under its name in `forecasters`. The
-    forecasters given are left as they are.
+    One long frame of `unique_id, ds, cutoff, y` and the columns of every forecaster under its name in `forecasters`.
+    The forecasters given are left as they are.
 
     >>> from titans_ts.data import load
     >>> y = load("nile")

@@ -56,8 +56,8 @@ class TitansForecaster(PanelForecaster):
     horizon: steps that a forecast reaches; shorter ones can be asked for later.
     freq: step of the time axis ("h", "15min", "MS", an integer, ...); None: inferred.
     season_length: steps of the main season; None: by frequency (24 for hours, 7 for days, 12 for months, ...).
-    context_length: steps of the raw window that linear path, scale and head see; what lies further back is the memory's.
-        None: three horizons, four seasons or 96, whichever is longest, at most 512 and half of a long series.
+    context_length: steps of the raw window that linear path, scale and head see; what lies further back is the
+        memory's. None: three horizons, four seasons or 96, whichever is longest, at most 512 and half of a long series.
     patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
     quantiles: levels of the quantile head; `predict` interpolates to any level.
     point: "mean" or "median", what the point forecast is.
@@ -68,18 +68,19 @@ class TitansForecaster(PanelForecaster):
     adapt: whether `update` lets the memories learn; False freezes them as `fit` left them, for comparison.
     warm_start: `fit` again goes on from the present weights where they fit the data.
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
-    on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps ("raise",
-        "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch ("pad",
-        "skip", "raise").
+    on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
+        ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
+        ("pad", "skip", "raise").
     id_col, time_col, target_col: names in long frames.
     random_state: seed of everything random. device: "auto", "cpu" or "cuda".
     verbose: 1 prints the progress of `fit` to stderr.
 
     Attributes
     ----------
-    model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1, and spread_: the
-        factor on the width of its quantiles, both as validation confirms them.
-    history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_, skipped_.
+    model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1, and
+        spread_: the factor on the width of its quantiles, both as validation confirms them.
+    history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
+    skipped_.
 
     Examples
     --------

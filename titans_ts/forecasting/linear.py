@@ -86,8 +86,9 @@ def fit_linear(
     everywhere).
 
     The penalty with the least squared error on the windows whose targets begin at `train_ends[i]` or later is taken (of
-    several that differ by less than a thousandth, the largest); their context may reach back. Each series counts in units of its own standard deviation before `train_ends`, so that
-    scale does not decide. `max_windows` draws that many training windows (and as many validation windows).
+    several that differ by less than a thousandth, the largest); their context may reach back. Each series counts in
+    units of its own standard deviation before `train_ends`, so that scale does not decide. `max_windows` draws that
+    many training windows (and as many validation windows).
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)

@@ -33,13 +33,13 @@ PAST = 8  # sequences of past that validation remembers
 class TrainConfig:
     """How `fit` learns.
 
-    linear: start from the closed-form ridge forecast and let the backbone correct it; off: the backbone forecasts alone.
-    steps: optimiser steps of the backbone; 0 leaves the linear path alone.
-    batch: sequences a step. sequence: steps of one, in multiples of the context: more than one, so that the memory learns
-        to live with a past longer than the window.
+    linear: start from the closed-form ridge forecast and let the backbone correct it; off: the backbone forecasts
+    alone. steps: optimiser steps of the backbone; 0 leaves the linear path alone.
+    batch: sequences a step. sequence: steps of one, in multiples of the context: more than one, so that the memory
+        learns to live with a past longer than the window.
     learning_rate, weight_decay: of AdamW; the rate warms up over a tenth of the steps and falls to zero as a cosine.
-    validation: last rows of every series that choose the ridge penalty, the stopping step and the weight of the backbone's
-        correction: a share of the rows when below 1, else a number of rows.
+    validation: last rows of every series that choose the ridge penalty, the stopping step and the weight of the
+        backbone's correction: a share of the rows when below 1, else a number of rows.
     checks: how often the validation rows are looked at.
     average: decay of the moving average of the weights that is validated and kept.
     refit: fit the linear path again on all rows, the validation rows included, once its penalty is chosen. Off where a
@@ -50,14 +50,14 @@ class TrainConfig:
     """
 
     linear: bool = True
-    steps: int = 600
-    batch: int = 16
-    sequence: float = 3.0
+    steps: int = 150
+    batch: int = 32
+    sequence: float = 2.0
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     validation: float = 0.2
     checks: int = 12
-    average: float = 0.98
+    average: float = 0.99
     refit: bool = True
 
     def __post_init__(self) -> None:
@@ -129,7 +129,7 @@ def forecast_batch(
     values = torch.where(index < size[:, None], rows.values[flat], torch.full_like(rows.values[:1], torch.nan))
 
     state = model.initial_state(len(series)) if state is None else state
-    encoded, _ = model.encode(values[:, :length], state, end - begin)
+    encoded, _ = model.encode(values[:, :length], state, (end - begin).clamp(max=length))
     token = torch.arange(1, encoded.outputs.shape[1] + 1, device=device).expand(len(series), -1)
     arrived = torch.randint(patch, token.shape, generator=generator).to(device)
     origin = token * patch + arrived
@@ -218,8 +218,8 @@ def confirmed_spread(batches: list[Batch], weight: float, levels: Tensor) -> flo
 
 
 class Fitted(NamedTuple):
-    """What training found: the weight of the correction and the factor on the quantiles' width that validation confirms,
-    per validation check (step, loss), and whether it trained."""
+    """What training found: the weight of the correction and the factor on the quantiles' width that validation
+    confirms, per validation check (step, loss), and whether it trained."""
 
     weight: float
     spread: float

@@ -5,6 +5,7 @@ B row, T time, D model.
 
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -38,6 +39,10 @@ class Backbone(nn.Module):
         self.feeds = nn.ModuleList(SwiGLU(config.dim, hidden) for _ in range(config.depth))
         self.feed_norms = nn.ModuleList(RMSNorm(config.dim) for _ in range(config.depth))
         self.dropout = nn.Dropout(config.dropout)
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if name.endswith(("out.weight", "down.weight")):
+                    weight.mul_(config.residual_init)
 
     def initial_state(self, rows: int) -> BackboneState:
         """The state before the first token."""

@@ -28,8 +28,8 @@ class SeriesState(NamedTuple):
     """Everything the model keeps of a series.
 
     window: the last `context` values, NaN where missing or before the start. position: steps seen.
-    backbone: the state of the blocks. outputs, levels, scales: the last K tokens' outputs, and location and scale of the
-    window each was seen in; scale 0 marks a place without a token.
+    backbone: the state of the blocks. outputs, levels, scales: the last K tokens' outputs, and location and scale of
+    the window each was seen in; scale 0 marks a place without a token.
     """
 
     window: Float[Tensor, "B L"]
@@ -83,8 +83,8 @@ def window_scale(windows: Float[Tensor, "*shape L"]) -> tuple[Float[Tensor, "*sh
 class TimeSeriesModel(nn.Module):
     """Patches, backbone and head, without the linear path.
 
-    `encode` takes new values and moves the state; `forecast` reads a state. Values are float64, because a window's level
-    may be large beside its scale; the network computes in its own precision on standardised values.
+    `encode` takes new values and moves the state; `forecast` reads a state. Values are float64, because a window's
+    level may be large beside its scale; the network computes in its own precision on standardised values.
 
     >>> config = TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.1, 0.5, 0.9))
     >>> model = TimeSeriesModel(config)
@@ -99,7 +99,10 @@ class TimeSeriesModel(nn.Module):
         dim, patch, steps = config.backbone.dim, config.patch, config.horizon + config.patch
         self.embed = nn.Linear(2 * patch, dim)
         self.backbone = Backbone(config.backbone)
-        self.far = nn.Linear(config.num_tokens * dim, steps, bias=False)
+        # Through a bottleneck: a full map from all tokens to all steps has more parameters than most panels have rows.
+        self.far = nn.Sequential(
+            nn.Linear(config.num_tokens * dim, config.rank, bias=False), nn.Linear(config.rank, steps, bias=False)
+        )
         self.dropout = nn.Dropout(config.backbone.dropout)
         self.near = nn.Sequential(nn.Linear(2 * patch + dim, dim), nn.GELU())
         self.near_out = nn.Linear(dim, steps)
@@ -110,7 +113,7 @@ class TimeSeriesModel(nn.Module):
         self.base_spread = nn.Parameter(rises.repeat(config.horizon, 1))
         self.spread_shapes = nn.Parameter(0.1 * torch.randn(SPREAD_SHAPES, config.horizon, len(levels)))
         with torch.no_grad():
-            self.far.weight.mul_(0.1)
+            self.far[1].weight.mul_(0.1)
             self.near_out.weight.zero_()
             self.near_out.bias.zero_()
             self.mix.weight.mul_(0.1)
@@ -204,9 +207,9 @@ class TimeSeriesModel(nn.Module):
     ) -> Prediction:
         """The forecast from the last K tokens and the `arrived` values since the last of them.
 
-        Tokens were standardised by their own windows: their outputs are brought to the present scale and level. The head
-        speaks about the steps from the end of the last complete patch on, so that its phase to the tokens is fixed; the
-        steps that have already arrived are cut off.
+        Tokens were standardised by their own windows: their outputs are brought to the present scale and level. The
+        head speaks about the steps from the end of the last complete patch on, so that its phase to the tokens is
+        fixed; the steps that have already arrived are cut off.
         """
         config = self.config
         level, scale = self.carried_scale(windows[:, None], levels[:, -1:], scales[:, -1:])
