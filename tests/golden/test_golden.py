@@ -107,11 +107,15 @@ def test_the_coefficients_of_three_tokens_are_those_worked_out_by_hand():
     assert got.carry[0, 0].tolist() == pytest.approx([0.5, 0.7, 0.7])
     assert got.fade_last.item() == pytest.approx(0.21)
     assert got.trail_last[0, 0].tolist() == pytest.approx([0.42, 0.7, 1.0])
-    torch.testing.assert_close(products(eta.log())[0, 0], torch.tensor([[1, 0, 0], [0.6, 1, 0], [0.42, 0.7, 1]], dtype=F64))
+    torch.testing.assert_close(
+        products(eta.log())[0, 0], torch.tensor([[1, 0, 0], [0.6, 1, 0], [0.42, 0.7, 1]], dtype=F64)
+    )
     torch.testing.assert_close(got.mix[0, 0], torch.tensor([[1, 0, 0], [1.4, 1, 0], [1.4, 1.4, 1]], dtype=F64))
 
 
-def by_oracle(state: MemoryState, tokens: Tokens, rule: Rule, **choices: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def by_oracle(
+    state: MemoryState, tokens: Tokens, rule: Rule, **choices: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """Every row and head through the oracle; stacked again as reads, weights and momentum."""
     rows, heads, time, _ = tokens.keys.shape
     layers = len(state.weights)

@@ -45,7 +45,7 @@ def name_of(config: Any) -> str | None:
 # Every wiring with every depth of memory; windows, segments and chunks that do not divide each other.
 BACKBONES = [
     BackboneConfig(
-        dim=8, depth=2, variant=variant, heads=2, window=6, segment=5,
+        dim=8, depth=2, variant=variant, heads=2, window=6, segment=5, dropout=0.0, residual_init=1.0,
         memory=MemoryConfig(dim=8, heads=2, expansion=2, chunk=4, conv=3, depth=depth, persistent=3),
     )
     for variant, depth in product(VARIANTS, DEPTHS)
@@ -57,8 +57,8 @@ def shaken(module: M, dtype: torch.dtype = torch.float64, scale: float = 0.3) ->
     module = module.to(dtype)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(scale * torch.randn_like(parameter))
-    return module
+                parameter.add_(scale * torch.randn_like(parameter))
+    return module.eval()
 
 
 def make_memory(config: MemoryConfig, dtype: torch.dtype = torch.float64) -> NeuralMemory:
@@ -70,7 +70,13 @@ def make_backbone(config: BackboneConfig, dtype: torch.dtype = torch.float64) ->
 
 
 def make_tokens(
-    config: MemoryConfig, rows: int = 3, time: int = 11, *, theta: float = 0.3, grad: bool = False, missing: bool = False
+    config: MemoryConfig,
+    rows: int = 3,
+    time: int = 11,
+    *,
+    theta: float = 0.3,
+    grad: bool = False,
+    missing: bool = False,
 ) -> Tokens:
     """Random tokens with queries and keys of about unit length, theta up to the given number, and gates from end to end."""
     heads, gates = config.heads, config.depth if config.layer_gates else 1
@@ -108,7 +114,11 @@ def make_state(config: MemoryConfig, rows: int = 3, *, ragged: bool = False, gra
     offset = torch.arange(rows) * 3 % config.chunk if ragged else torch.zeros(rows, dtype=torch.long)
     weights, inside = like(1.0), (offset > 0)[:, None, None]
     spent = 0.1 * (not config.exact) * inside * torch.rand(rows, config.heads, gates, dtype=torch.float64)
-    anchor = () if config.exact else tuple(torch.where(inside[..., None], a, w) for a, w in zip(like(1.0), weights, strict=True))
+    anchor = (
+        ()
+        if config.exact
+        else tuple(torch.where(inside[..., None], a, w) for a, w in zip(like(1.0), weights, strict=True))
+    )
     recent = torch.zeros(rows, config.conv - 1, 3 * config.dim, dtype=torch.float64)
     return MemoryState(weights, like(0.2), anchor, spent, offset, recent)
 

@@ -125,8 +125,10 @@ def test_a_residual_memory_of_65536_tokens_stays_where_it_was(depth, monkeypatch
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_a_backbone_of_65536_tokens_stays_where_it_was(variant, depth, monkeypatch):
     memory = MemoryConfig(dim=DIM, depth=depth, persistent=4)
-    config = BackboneConfig(dim=DIM, depth=1, variant=variant, memory=memory, heads=2, window=64, segment=64)
-    watch = Watch(Backbone(config), four_series(65536, 4), monkeypatch)
+    config = BackboneConfig(
+        dim=DIM, depth=1, variant=variant, memory=memory, heads=2, window=64, segment=64, residual_init=1.0
+    )
+    watch = Watch(Backbone(config).eval(), four_series(65536, 4), monkeypatch)
     watch.assert_settled(noise=1.5)
     assert watch.norms.max() < 50
 

@@ -44,7 +44,9 @@ def test_a_token_that_is_padding_changes_nothing_at_all(config, op):
     lengths = torch.tensor([0, 4, 11])
     _, end = OPS[op](state, tokens._replace(lengths=lengths), rule_of(config))
     stands = map_state(lambda leaf: leaf[:1], state)
-    assert all(torch.equal(a, b) for a, b in zip(leaves(map_state(lambda leaf: leaf[:1], end)), leaves(stands), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(leaves(map_state(lambda leaf: leaf[:1], end)), leaves(stands), strict=True)
+    )
     for row, length in enumerate(lengths.tolist()):
         cut = type(tokens)(*(None if part is None else part[row : row + 1, :, :length] for part in tokens[:6]))
         if length:

@@ -7,7 +7,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from laws.cases import BACKBONES, CONFIGS, NETWORKS, assert_same, make_backbone, make_memory, make_state, make_tokens, name_of
+from laws.cases import (
+    BACKBONES,
+    CONFIGS,
+    NETWORKS,
+    assert_same,
+    make_backbone,
+    make_memory,
+    make_state,
+    make_tokens,
+    name_of,
+)
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.networks import recall

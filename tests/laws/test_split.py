@@ -52,7 +52,9 @@ def in_pieces(module: Any, x: Tensor, sizes: list[int], state: Any, observed: Te
     return torch.cat(outputs, 1), state
 
 
-def assert_splits(module: Any, dim: int, sizes: list[int], dtype: torch.dtype = torch.float64, relative: float = 0) -> None:
+def assert_splits(
+    module: Any, dim: int, sizes: list[int], dtype: torch.dtype = torch.float64, relative: float = 0
+) -> None:
     """From rows at clocks of their own, with missing tokens and rows that end early."""
     torch.manual_seed(sum(sizes))
     x, before = torch.randn(3, TIME, dim, dtype=dtype), torch.randn(3, 5, dim, dtype=dtype)

@@ -148,7 +148,9 @@ def test_the_inner_gradient_is_that_of_the_loss_by_autograd_and_by_differences(d
                 copy = [w.clone() for w in weights]
                 copy[layer][place] += sign * 1e-6
                 shifted.append(loss(*copy))
-            assert by_factors[layer][place].item() == pytest.approx(((shifted[0] - shifted[1]) / 2e-6).item(), rel=1e-5, abs=1e-7)
+            assert by_factors[layer][place].item() == pytest.approx(
+                ((shifted[0] - shifted[1]) / 2e-6).item(), rel=1e-5, abs=1e-7
+            )
     factors = gradient_factors(weights, tokens.keys, tokens.values, residual=residual)
     whole = torch.stack([(x.mT @ d).square().sum((-2, -1)) for x, d in factors]).sum(0)
     assert_same(stiff, stiffness(whole, factors[-1][1].square().sum((-2, -1))), 1e-12)

@@ -49,7 +49,10 @@ def record(name: str, result: dict[str, object]) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_million_tokens_leave_state_and_process_where_they_were(variant, depth):
     memory = MemoryConfig(dim=DIM, heads=2, depth=depth, persistent=4)
-    model = Backbone(BackboneConfig(dim=DIM, depth=1, variant=variant, memory=memory, heads=2, window=64, segment=64))
+    config = BackboneConfig(
+        dim=DIM, depth=1, variant=variant, memory=memory, heads=2, window=64, segment=64, residual_init=1.0
+    )
+    model = Backbone(config).eval()
     mixing, state = torch.randn(3, DIM), None
     largest, outputs, memories = [0.0] * TENTHS, [0.0] * TENTHS, [0.0] * TENTHS
     began = time.process_time()

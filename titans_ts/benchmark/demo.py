@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,6 +16,7 @@ from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import evaluate
 
 LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 10))
+COLOURS = {"Titans updating": "tab:blue", "Titans frozen": "tab:cyan", "Ridge": "tab:orange", "SeasonalNaive": "tab:gray"}
 # Series shipped with the package, each with a horizon of about its season.
 HORIZONS = {"co2": 26, "elnino": 12, "sunspots": 11, "nile": 10, "macrodata": 8}
 
@@ -101,8 +102,8 @@ def draw_demo(demo: Demo, path: Path, models: Sequence[str] = ("Titans updating"
     shown = series[series.index >= series.index[max(0, series.index.searchsorted(demo.start) - 2 * length)]]
     top.plot(shown.index, shown, color="black", linewidth=1, label=str(name))
     top.axvline(demo.start, color="gray", linestyle=":", label="end of fit")
-    for colour, model in zip(("tab:blue", "tab:orange"), models, strict=False):
-        next_free = -1
+    for model in models:
+        next_free, colour = -1, COLOURS[model]
         for cutoff, page in own.groupby("cutoff"):
             if cutoff < next_free:
                 continue
@@ -127,8 +128,8 @@ def format_table(table: pd.DataFrame, title: str) -> str:
 
     >>> print(format_table(pd.DataFrame({"mase": [0.5]}, index=["Ridge"]), "nile"))
     nile
-             mase
-    Ridge  0.5000
+              mase
+    Ridge  0.50000
     """
-    shown: Any = table.rename_axis(None).to_string(float_format="{:.4f}".format)
+    shown = table.rename_axis(None).to_string(float_format="{:.5f}".format)
     return f"{title}\n{shown}"

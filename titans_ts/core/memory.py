@@ -18,12 +18,9 @@ from .ops.contract import Tokens
 from .state import MemoryState, map_state
 
 # What an untrained memory does: it forgets a thousandth a token (half-life 700 tokens) and averages its surprise over
-# about two. A linear memory closes most of the error of a token; a deep one, whose chunk shares one budget, spends
+# about two. A linear memory takes nine tenths of the largest step; a deep one, whose chunk shares one budget, spends
 # the budget evenly over the chunk.
-FORGET, MOMENTUM, LINEAR_STEP = 1e-3, 0.5, 0.45
-# At a step of 1/2 a token closes the whole of its error. Beyond, each step overshoots: with forgetting, or with a
-# momentum that differs from token to token, a repeated key then diverges.
-MAX_STEP = 0.5
+FORGET, MOMENTUM, STEP = 1e-3, 0.5, 0.9
 
 
 def logit(p: float) -> float:
@@ -35,6 +32,19 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
+def largest_step(eta: Tensor) -> Tensor:
+    """The largest theta that is stable with momentum eta, whatever the keys: `(1 - eta) min(1/2, (1 - eta) / (1 + eta))`.
+
+    At `(1 - eta) / 2` a token closes, in the end, the whole of its error. That alone diverges once the keys turn slowly,
+    as those of a season do: momentum goes on along the keys of before. With keys of unit length and a constant eta and
+    alpha, whatever alpha is, the circle criterion asks for no more than `(1 - eta)^2 / (1 + eta)`.
+
+    >>> largest_step(torch.tensor([0.0, 0.5, 1.0])).tolist()
+    [0.5, 0.1666666716337204, 0.0]
+    """
+    return (1 - eta) * ((1 - eta) / (1 + eta)).clamp(max=0.5)
+
+
 class NeuralMemory(nn.Module):
     """A long-term memory that learns while it is used: eq. 13 to 15 as a causal layer with explicit state.
 
@@ -42,8 +52,7 @@ class NeuralMemory(nn.Module):
     gradient descent on its surprise, and reads the weights right after each write. One token, a chunk and a year are
     the same call, and any split of the input gives the same result.
 
-    The step of the momentum is `theta * (1 - eta)` with theta in (0, 1/2): past surprise then averages gradients
-    instead of adding them up, which keeps theta's range the same for every eta.
+    The step theta is a share in (0, 1) of `largest_step(eta)`, so that no order of keys makes the memory diverge.
 
     Source: Behrouz et al., "Titans: Learning to Memorize at Test Time", sections 3.1 to 3.3 and 4.4.
 
@@ -62,10 +71,13 @@ class NeuralMemory(nn.Module):
         self.conv = CausalConv(3 * dim, config.conv)
         self.num_gates = config.depth if config.layer_gates else 1
         self.gates = nn.Linear(dim, 3 * heads * self.num_gates)
-        step = LINEAR_STEP if config.exact else min(LINEAR_STEP, (config.step_budget or MAX_STEP) / config.chunk)
+        share = STEP
+        if not config.exact:
+            largest = largest_step(torch.tensor(MOMENTUM)).item() / (1 - MOMENTUM) if config.momentum else 0.5
+            share = min(STEP, (config.step_budget or 0.5) / config.chunk / largest)
         with torch.no_grad():
             self.gates.weight.mul_(0.1)
-            bias = torch.tensor([logit(step / MAX_STEP), logit(MOMENTUM), logit(FORGET)])
+            bias = torch.tensor([logit(share), logit(MOMENTUM), logit(FORGET)])
             self.gates.bias.copy_(bias[:, None].expand(3, heads * self.num_gates).reshape(-1))
         shapes = layer_shapes(config.head_dim, config.depth, config.expansion)
         self.initial = nn.ParameterList(torch.randn(heads, i, o) / i**0.5 for i, o in shapes)
@@ -138,12 +150,12 @@ class NeuralMemory(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             exact = state.spent.dtype  # the memory works in its state's precision, whatever the compute dtype
             eta = eta.to(exact).sigmoid() if self.config.momentum else None
-            theta = MAX_STEP * theta.to(exact).sigmoid()
+            theta = theta.to(exact).sigmoid() * (0.5 if eta is None else largest_step(eta))
             tokens = Tokens(
                 queries=functional.normalize(queries.to(exact), dim=-1),
                 keys=functional.normalize(keys.to(exact), dim=-1),
                 values=values.to(exact),
-                theta=theta if eta is None else theta * (1 - eta),
+                theta=theta,
                 eta=eta,
                 alpha=alpha.to(exact).sigmoid() if self.config.forgetting else None,
                 observed=observed,

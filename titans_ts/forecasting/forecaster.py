@@ -189,7 +189,7 @@ class TitansForecaster(PanelForecaster):
         ends = validation_ends(panel, settings.validation, self.horizon)
         path = fit_linear(panel, context, self.horizon, train_ends=ends, max_windows=MAX_WINDOWS, seed=seed)
         config = TimeSeriesConfig(
-            horizon=self.horizon, context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
+            horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
         device = self._device()
         with _seeded(seed, device):
@@ -242,10 +242,10 @@ class TitansForecaster(PanelForecaster):
     @torch.no_grad()
     def _forecast(self, state: SeriesState, rows: Int) -> Forecast:
         fitted = self.model_.config.horizon
-        require(
-            self.horizon == fitted,
-            f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again.",
-        )
+        if self.horizon != fitted:
+            raise ValueError(
+                f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
+            )
         part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.position.device))
         said = self.model_.forecast(part)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]

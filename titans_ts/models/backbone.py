@@ -22,7 +22,7 @@ class Backbone(nn.Module):
     The output is the residual stream itself: a regression head wants its magnitude, which a last norm would remove.
 
     >>> import torch
-    >>> backbone = Backbone(BackboneConfig(variant="mac"))
+    >>> backbone = Backbone(BackboneConfig(variant="mac")).eval()
     >>> x = torch.zeros(2, 9, 64)
     >>> whole, _ = backbone(x)
     >>> first, state = backbone(x[:, :5])

@@ -1,0 +1,192 @@
+"""The command line: CSV in, CSV out, one line when something is wrong."""
+
+import io
+import subprocess
+import sys
+
+import jaxtyping
+import numpy as np
+import pandas as pd
+import pytest
+
+from titans_ts import TitansForecaster
+from titans_ts.cli import main
+
+DAYS = pd.date_range("2024-01-01", periods=70, freq="D")
+IDS = ("007", "7", "café, au lait")
+
+
+def frame():
+    random = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame({"unique_id": name, "ds": DAYS, "y": place + np.sin(np.arange(70)) + 0.1 * random.normal(size=70)})
+        for place, name in enumerate(IDS)
+    ]
+    return pd.concat(parts)
+
+
+PAST, LATER = frame()[lambda f: f["ds"] < DAYS[60]], frame()[lambda f: f["ds"] >= DAYS[60]]
+
+
+class Result:
+    """What a run of the program left: exit code, standard output and standard error."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    def table(self):
+        return pd.read_csv(io.StringIO(self.out), dtype={"unique_id": str}, parse_dates=["ds"])
+
+
+@pytest.fixture
+def titans(monkeypatch, capfd):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["titans-ts", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Result(end.value.code or 0, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with `past.csv`, `later.csv` and the forecaster `model` that the program made of the first."""
+    folder = tmp_path_factory.mktemp("cli")
+    PAST.to_csv(folder / "past.csv", index=False)
+    LATER.to_csv(folder / "later.csv", index=False)
+    arguments = ["fit", "past.csv", "--out", "model", "--horizon", "4", "--time-limit", "0.1", "--context", "12"]
+    program = [sys.executable, "-c", "import sys; from titans_ts.cli import main; main()", *arguments]
+    path = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    done = subprocess.run(program, cwd=folder, env=path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "step 1/" in done.stderr
+    assert done.stderr.splitlines()[-1] == "3 series; saved to model"
+    assert sorted(path.name for path in folder.iterdir()) == ["later.csv", "model", "past.csv"]
+    return folder
+
+
+@pytest.fixture
+def model(files, tmp_path):
+    """A copy of the forecaster, to be changed."""
+    TitansForecaster.load(files / "model").save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_predict_writes_the_forecasts_as_csv(titans, files):
+    result = titans("predict", files / "model")
+    assert (result.code, result.err) == (0, "")
+    table = result.table()
+    assert list(table) == ["unique_id", "ds", "TitansForecaster"]
+    assert table["unique_id"].tolist() == [name for name in IDS for _ in range(4)]
+    assert table["ds"].tolist() == [*DAYS[60:64]] * 3
+    expected = TitansForecaster.load(files / "model").predict()
+    np.testing.assert_allclose(table["TitansForecaster"], expected["TitansForecaster"], rtol=1e-14)
+
+
+def test_levels_steps_and_a_file_can_be_asked_for(titans, files, tmp_path):
+    result = titans("predict", files / "model", "--level", "80", "--level", "95", "--horizon", "2")
+    table = result.table()
+    names = ["lo-95", "lo-80", "hi-80", "hi-95"]
+    assert list(table)[3:] == [f"TitansForecaster-{name}" for name in names]
+    assert len(table) == 6
+    assert (np.diff(table.iloc[:, 3:].to_numpy(), axis=1) > 0).all()
+    to_file = titans("predict", files / "model", "--out", tmp_path / "forecast.csv")
+    assert (to_file.code, to_file.out, to_file.err) == (0, "", "")
+    assert (tmp_path / "forecast.csv").read_text() == titans("predict", files / "model").out
+
+
+def test_update_lets_new_rows_in_and_predict_goes_on_from_there(titans, files, model):
+    before = titans("predict", model).table()
+    done = titans("update", model, files / "later.csv")
+    assert (done.code, done.out, done.err) == (0, "", "")
+    after = titans("predict", model).table()
+    assert after["ds"].tolist() == [*pd.date_range("2024-03-11", periods=4)] * 3
+    assert after["unique_id"].equals(before["unique_id"])
+    expected = TitansForecaster.load(files / "model").update(LATER).predict()
+    np.testing.assert_allclose(after["TitansForecaster"], expected["TitansForecaster"], rtol=1e-14)
+
+
+def test_ids_stay_text_whatever_else_is_in_the_file(titans, model, tmp_path):
+    """Alone in a file, 007 and 7 would both be read as the number 7: a new series, and a wrong one."""
+    for name in IDS[:2]:
+        LATER[LATER["unique_id"] == name].to_csv(tmp_path / "one.csv", index=False)
+        assert titans("update", model, tmp_path / "one.csv").code == 0
+    ends = titans("predict", model, "--horizon", "1").table().set_index("unique_id")["ds"]
+    assert ends.to_dict() == {"007": pd.Timestamp("2024-03-11"), "7": pd.Timestamp("2024-03-11"), IDS[2]: DAYS[60]}
+
+
+def test_names_of_columns_and_whole_number_times_are_options(titans, tmp_path):
+    table = PAST.assign(ds=PAST.groupby("unique_id").cumcount())
+    table.columns = ["item", "step", "load"]
+    table.to_csv(tmp_path / "y.csv", index=False)
+    names = ["--id-col", "item", "--time-col", "step", "--target-col", "load"]
+    options = ["--horizon", "2", "--time-limit", "0", "--variant", "mag", "--seed", "3"]
+    assert titans("fit", tmp_path / "y.csv", "--out", tmp_path / "model", *names, *options).code == 0
+    out = pd.read_csv(io.StringIO(titans("predict", tmp_path / "model").out))
+    assert list(out) == ["item", "step", "TitansForecaster"]
+    assert out["step"].tolist() == [60, 61] * 3
+
+
+BAD = {
+    "no file": (["fit", "none.csv", "--out", "m"], "none.csv"),
+    "no model": (["predict", "none"], "none is no saved forecaster"),
+    "a model that is none": (["predict", "."], "no saved forecaster"),
+    "an unreadable date": (["fit", "dates.csv", "--out", "m"], "dates.csv: "),
+    "an empty file": (["fit", "empty.csv", "--out", "m"], "empty.csv: "),
+    "a torn file": (["fit", "torn.csv", "--out", "m"], "torn.csv: "),
+    "no target": (["fit", "past.csv", "--out", "m", "--target-col", "load"], "no column 'load'"),
+    "a gap": (["fit", "gap.csv", "--out", "m"], "'007'"),
+    "an unknown policy": (["fit", "past.csv", "--out", "m", "--on-gap", "cry"], "on_gap='cry'"),
+    "an unknown wiring": (["fit", "past.csv", "--out", "m", "--variant", "lstm"], "lmm, mac, mag, mal"),
+    "a folder in use": (["fit", "past.csv", "--out", "."], "holds other files"),
+    "a file in the way": (["fit", "past.csv", "--out", "past.csv"], "is a file"),
+    "too long a horizon": (["predict", "model", "--horizon", "9"], "longer than the fitted horizon of 4"),
+    "an impossible level": (["predict", "model", "--level", "100"], "between 0 and 100"),
+    "rows that are known": (["update", "model", "past.csv"], "known already"),
+    "no such demo": (["demo", "moon"], "'moon'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_wrong_is_one_line_and_exit_code_2(case, titans, files, monkeypatch):
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the checks of these tests would speak first
+    (files / "dates.csv").write_text("unique_id,ds,y\na,yesterday,1\na,today,2\n")
+    (files / "empty.csv").write_text("")
+    (files / "torn.csv").write_text("unique_id,ds,y\na,2024-01-01,1,2,3\nb\na,2024,1,2,3,4\n")
+    PAST.drop(index=5).to_csv(files / "gap.csv", index=False)
+    arguments, words = BAD[case]
+    before = sorted(path.name for path in files.iterdir())
+    done = titans(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("titans-ts: ")
+    assert words in done.err
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["frobnicate"], ["predict"], ["fit", "past.csv"], ["predict", "m", "--level", "x"]]
+)
+def test_wrong_usage_is_exit_code_2(titans, arguments):
+    result = titans(*arguments)
+    assert result.code == 2
+    assert result.out == ""
+    assert "Usage" in result.err
+
+
+def test_help_names_every_command(titans):
+    result = titans("--help")
+    assert result.code == 0
+    for command in ("demo", "fit", "predict", "update", "benchmark"):
+        assert command in result.out
+    assert "ltsf" in titans("benchmark", "--help").out
+    for command in ("demo", "fit", "predict", "update"):
+        assert titans(command, "--help").code == 0
+
+
+def test_nothing_asked_shows_the_help(titans):
+    assert "predict" in titans().out
