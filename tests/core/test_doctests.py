@@ -30,7 +30,9 @@ def story() -> dict[str, Any]:
 
     def panel(first: int, second: int, ends: tuple[int, int]) -> Panel:
         offsets = np.array([0, first, first + second])
-        return Panel(np.arange(first + second, dtype=float), offsets, ("a", "b"), np.array(ends), np.zeros(2, int), clock)
+        return Panel(
+            np.arange(first + second, dtype=float), offsets, ("a", "b"), np.array(ends), np.zeros(2, int), clock
+        )
 
     config = TimeSeriesConfig(horizon=4, context=16, patch=4, quantiles=(0.5,), backbone=BackboneConfig(depth=1))
     return {"model": TimeSeriesModel(config), "past": panel(120, 96, (119, 95)), "later": panel(10, 0, (129, 95))}

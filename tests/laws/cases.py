@@ -57,7 +57,7 @@ def shaken(module: M, dtype: torch.dtype = torch.float64, scale: float = 0.3) ->
     module = module.to(dtype)
     with torch.no_grad():
         for parameter in module.parameters():
-                parameter.add_(scale * torch.randn_like(parameter))
+            parameter.add_(scale * torch.randn_like(parameter))
     return module.eval()
 
 

@@ -19,7 +19,7 @@ from laws.cases import (
     name_of,
 )
 from titans_ts.core.config import MemoryConfig
-from titans_ts.core.memory import NeuralMemory
+from titans_ts.core.memory import NeuralMemory, largest_step
 from titans_ts.core.networks import recall
 from titans_ts.core.ops.backends import OPS, choose, rule_of
 from titans_ts.core.ops.coefficients import coefficients, products
@@ -322,7 +322,7 @@ def test_the_cap_bounds_every_layer_and_keeps_its_direction():
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
-def test_the_step_of_a_token_is_at_most_half_of_one_minus_its_momentum(config, monkeypatch):
+def test_the_step_of_a_token_is_a_share_of_the_largest_that_its_momentum_allows(config, monkeypatch):
     seen = []
 
     def watched(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -337,6 +337,6 @@ def test_the_step_of_a_token_is_at_most_half_of_one_minus_its_momentum(config, m
         memory.gates.bias[: len(memory.gates.bias) // 3] = 1e3
         memory(torch.randn(2, 9, config.dim, dtype=torch.float64))
     for tokens in seen:
-        share = torch.ones(()) if tokens.eta is None else 1 - tokens.eta
-        assert (tokens.theta <= 0.5 * share).all()
-    assert (seen[1].theta == 0.5 * share).all()
+        largest = torch.tensor(0.5) if tokens.eta is None else largest_step(tokens.eta)
+        assert (tokens.theta <= largest).all()
+    assert (seen[1].theta == largest).all()

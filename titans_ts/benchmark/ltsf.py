@@ -83,7 +83,7 @@ def panel_of(rows: Float) -> Panel:
     return panel
 
 
-def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int, block: int = 64) -> dict[str, float]:
+def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int, block: int = 32) -> dict[str, float]:
     """Every window forecast from its own context alone."""
     score = Score()
     for start in range(begin, end - HORIZON + 1, block):

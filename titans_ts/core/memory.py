@@ -33,11 +33,12 @@ def logit(p: float) -> float:
 
 
 def largest_step(eta: Tensor) -> Tensor:
-    """The largest theta that is stable with momentum eta, whatever the keys: `(1 - eta) min(1/2, (1 - eta) / (1 + eta))`.
+    """The largest theta that is stable with momentum eta, whatever the keys: `(1 - eta) min(1/2, (1 - eta) / (1 +
+    eta))`.
 
-    At `(1 - eta) / 2` a token closes, in the end, the whole of its error. That alone diverges once the keys turn slowly,
-    as those of a season do: momentum goes on along the keys of before. With keys of unit length and a constant eta and
-    alpha, whatever alpha is, the circle criterion asks for no more than `(1 - eta)^2 / (1 + eta)`.
+    At `(1 - eta) / 2` a token closes, in the end, the whole of its error. That alone diverges once the keys turn
+    slowly, as those of a season do: momentum goes on along the keys of before. With keys of unit length and a constant
+    eta and alpha, whatever alpha is, the circle criterion asks for no more than `(1 - eta)^2 / (1 + eta)`.
 
     >>> largest_step(torch.tensor([0.0, 0.5, 1.0])).tolist()
     [0.5, 0.1666666716337204, 0.0]

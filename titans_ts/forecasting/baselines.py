@@ -14,7 +14,17 @@ import numpy as np
 
 from .base import PanelForecaster
 from .forecast import Forecast
-from .linear import PENALTIES, LinearPath, apply_linear, blocks, draw, fit_linear, series_scales, windows_between
+from .linear import (
+    PENALTIES,
+    LinearPath,
+    apply_linear,
+    blocks,
+    context_scale,
+    draw,
+    fit_linear,
+    series_scales,
+    windows_between,
+)
 from .panel import Float, Int, Panel, spans
 
 State = TypeVar("State", bound=tuple[Any, ...])
@@ -290,16 +300,6 @@ def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[
             quantiles: Float = np.quantile(np.concatenate(residuals), levels, axis=0).T
             return quantiles
     return np.zeros((path.horizon, len(levels)))
-
-
-def context_scale(contexts: Float, series_scale: Float) -> Float:
-    """The standard deviation of what was observed of each context `[B]`, and at least a tenth of its series'."""
-    seen = np.isfinite(contexts)
-    count = np.maximum(seen.sum(axis=1), 1)
-    mean = np.where(seen, contexts, 0.0).sum(axis=1) / count
-    deviation = np.where(seen, contexts - mean[:, None], 0.0)
-    scale: Float = np.maximum(np.sqrt((deviation**2).sum(axis=1) / count), 0.1 * series_scale)
-    return scale
 
 
 def roll(context: Float, new: Panel) -> Float:

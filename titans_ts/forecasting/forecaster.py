@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal, Self
@@ -22,7 +23,7 @@ from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel
 from .base import Known, PanelForecaster
-from .baselines import DECILES, check_levels, context_scale, residual_quantiles, validation_ends
+from .baselines import DECILES, check_levels, residual_quantiles, validation_ends
 from .checkpoint import (
     clock_from_json,
     clock_to_json,
@@ -35,7 +36,7 @@ from .checkpoint import (
 )
 from .forecast import Forecast, quantiles_at
 from .inference import advance, prefill, state_from_tensors, state_tensors
-from .linear import LinearPath, apply_linear, fit_linear, series_scales
+from .linear import LinearPath, apply_linear, context_scale, fit_linear, series_scales
 from .panel import DataError, Float, Int, Panel
 from .training import Rows, TrainConfig, train
 
@@ -187,7 +188,10 @@ class TitansForecaster(PanelForecaster):
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
-        path = fit_linear(panel, context, self.horizon, train_ends=ends, max_windows=MAX_WINDOWS, seed=seed)
+        linear_fit = partial(
+            fit_linear, panel, context, self.horizon, max_windows=MAX_WINDOWS, unit="window", seed=seed
+        )
+        path = linear_fit(train_ends=ends)
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
@@ -218,10 +222,7 @@ class TitansForecaster(PanelForecaster):
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
         if settings.refit:
-            whole = fit_linear(
-                panel, context, self.horizon, penalties=(path.penalty,), max_windows=MAX_WINDOWS, seed=seed
-            )
-            path = replace(whole, losses=path.losses)
+            path = replace(linear_fit(penalties=(path.penalty,)), losses=path.losses)
         # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
         self.linear_ = path if settings.linear else None

@@ -15,7 +15,7 @@ from ..models.timeseries import SeriesState, TimeSeriesModel
 from .panel import Int, Panel
 
 ROWS = 512  # series that go through the model together
-VALUES = 2**22  # float64 values of the windows of one pass: 32 MB
+VALUES = 2**19  # values of the windows of one pass, 4 MB; with what is computed on the way about ten times that
 
 
 def prefill(model: TimeSeriesModel, past: Panel) -> SeriesState:

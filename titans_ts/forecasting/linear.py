@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,11 @@ DEFAULT_PENALTY = 1e-3
 # of penalties whose validation error differs by less than this share, the largest is taken: the calmest map
 INDIFFERENCE = 1e-3
 BLOCK_BYTES = 2**24
+
+
+# What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
+for # every map, and least squares would otherwise listen to little else.
+Unit: TypeAlias = Literal["series", "window"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def fit_linear(
     penalties: Sequence[float] = PENALTIES,
     train_ends: Int | None = None,
     max_windows: int | None = None,
+    unit: Unit = "series",
     seed: int | np.random.RandomState | None = None,
 ) -> LinearPath:
     """The ridge map of all windows whose targets end by `train_ends[i]` (an exclusive row of series i; None:
@@ -104,18 +110,19 @@ def fit_linear(
     scales = series_scales(panel, ends)
     random = np.random.default_rng(seed.randint(2**31) if isinstance(seed, np.random.RandomState) else seed)
 
-    def gram(begin: Int, stop: Int) -> Gram:
-        return accumulate(draw(windows_between(panel, context, horizon, begin, stop), max_windows, random), scales)
+    def gram(begin: Int, stop: Int, unit: Unit) -> Gram:
+        windows = windows_between(panel, context, horizon, begin, stop)
+        return accumulate(draw(windows, max_windows, random), scales, unit)
 
     zero = np.zeros_like(lengths)
-    train = gram(zero, ends)
+    train = gram(zero, ends, unit)
     if not train.windows:
         raise DataError(
             f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
             f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
         )
     weights = solve(train, penalties)
-    held = gram(ends, lengths)
+    held = gram(ends, lengths, "series")
     losses = {}
     if held.windows:
         squares = [held.yy - 2 * np.vdot(w, held.xy) + np.vdot(w, held.xx @ w) for w in weights]
@@ -145,6 +152,16 @@ def series_scales(panel: Panel, ends: Int) -> Float:
     scale: Float = np.sqrt(variance)
     # a constant leaves rounding noise, which is no scale
     return np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
+
+
+def context_scale(contexts: Float, series_scale: Float) -> Float:
+    """The standard deviation of what was observed of each context `[B]`, and at least a tenth of its series'."""
+    seen = np.isfinite(contexts)
+    count = np.maximum(seen.sum(axis=1), 1)
+    mean = np.where(seen, contexts, 0.0).sum(axis=1) / count
+    deviation = np.where(seen, contexts - mean[:, None], 0.0)
+    scale: Float = np.maximum(np.sqrt((deviation**2).sum(axis=1) / count), 0.1 * series_scale)
+    return scale
 
 
 def windows_between(panel: Panel, context: int, horizon: int, begin: Int, stop: Int) -> Windows:
@@ -208,15 +225,16 @@ def centre(contexts: Float) -> tuple[Float, Float]:
     return np.where(last < 0, 0.0, filled - mean[:, None]), mean
 
 
-def accumulate(windows: Windows, scales: Float) -> Gram:
-    """The Gram of the windows, in units of each series' scale `[N]`, one block in memory at a time."""
+def accumulate(windows: Windows, scales: Float, unit: Unit = "series") -> Gram:
+    """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
+    time."""
     length, horizon = windows.context, windows.horizon
     xx, xy, yy, count = np.zeros((length, length)), np.zeros((length, horizon)), 0.0, 0
     for series, contexts, targets in blocks(windows):
         x, mean = centre(contexts)
-        unit = scales[series][:, None]
-        x = x / unit
-        y = (targets - mean[:, None]) / unit
+        size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
+        x = x / size[:, None]
+        y = (targets - mean[:, None]) / size[:, None]
         xx += x.T @ x
         xy += x.T @ y
         yy += float(np.vdot(y, y))

@@ -23,8 +23,8 @@ class BackboneConfig:
     segment: tokens of one attention segment ("mac").
     expansion: hidden width of the feed-forward layers, in multiples of dim.
     dropout: share of every block's output that is dropped in training.
-    residual_init: factor on the last projections of every block at the start. Small: the blocks begin almost silent, the
-        model almost linear, which overfits a small panel later; 1 learns sooner where only the memory can help.
+    residual_init: factor on the last projections of every block at the start. Small: the blocks begin almost silent,
+        the model almost linear, which overfits a small panel later; 1 learns sooner where only the memory can help.
 
     >>> BackboneConfig(variant="mag").memory.dim
     64
@@ -83,8 +83,8 @@ class TimeSeriesConfig:
     patch: steps of one token.
     quantiles: levels of the quantile head, increasing.
     backbone: the blocks between embedding and head.
-    rank: width of the bottleneck in the head's map from all tokens to all steps. On ETTh1's validation rows 128 was more
-        accurate than 16, 32, 64 and a full map (RESULTS.md).
+    rank: width of the bottleneck in the head's map from all tokens to all steps. On ETTh1's validation rows 128 was
+        more accurate than 16, 32, 64 and a full map (RESULTS.md).
 
     >>> TimeSeriesConfig(horizon=24, context=96, patch=16, quantiles=(0.1, 0.5, 0.9)).num_tokens
     6
