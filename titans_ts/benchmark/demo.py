@@ -16,8 +16,12 @@ from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import evaluate
 
 LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 10))
-COLOURS = {"Titans updating": "tab:blue", "Titans frozen": "tab:cyan", "Ridge": "tab:orange", "SeasonalNaive":
-"tab:gray"} # Series shipped with the package, each with a horizon of about its season.
+COLOURS = {
+    "Titans updating": "tab:blue",
+    "Titans frozen": "tab:cyan",
+    "Ridge": "tab:orange",
+    "SeasonalNaive": "tab:gray",
+}  # Series shipped with the package, each with a horizon of about its season.
 HORIZONS = {"co2": 26, "elnino": 12, "sunspots": 11, "nile": 10, "macrodata": 8}
 
 
