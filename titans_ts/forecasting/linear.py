@@ -24,8 +24,8 @@ INDIFFERENCE = 1e-3
 BLOCK_BYTES = 2**24
 
 
-# What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger for
-# every map, and least squares would otherwise listen to little else.
+# What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
+# for every map, and least squares would otherwise listen to little else.
 Unit: TypeAlias = Literal["series", "window"]
 
 

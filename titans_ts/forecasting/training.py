@@ -436,4 +436,10 @@ def halves_of(checks: Sequences, rows: Rows, train_ends: Tensor) -> list[Sequenc
     middle = (train_ends + rows.ends - rows.starts) // 2
     early = checks.first < middle[checks.series]
     parts = [early.nonzero().squeeze(1), (~early).nonzero().squeeze(1)]
-    return [Sequences(*(field[part] for field in checks[:4])) for part in parts if len(part)]
+    fields = checks.series, checks.begin, checks.end, checks.first
+    halves = []
+    for part in parts:
+        if len(part):
+            series, begin, end, first = (field[part] for field in fields)
+            halves.append(Sequences(series, begin, end, first))
+    return halves

@@ -100,9 +100,8 @@ class TimeSeriesModel(nn.Module):
         self.embed = nn.Linear(2 * patch, dim)
         self.backbone = Backbone(config.backbone)
         # Through a bottleneck: a full map from all tokens to all steps has more parameters than most panels have rows.
-        self.far = nn.Sequential(
-            nn.Linear(config.num_tokens * dim, config.rank, bias=False), nn.Linear(config.rank, steps, bias=False)
-        )
+        self.narrow = nn.Linear(config.num_tokens * dim, config.rank, bias=False)
+        self.far = nn.Linear(config.rank, steps, bias=False)
         self.dropout = nn.Dropout(config.backbone.dropout)
         self.near = nn.Sequential(nn.Linear(2 * patch + dim, dim), nn.GELU())
         self.near_out = nn.Linear(dim, steps)
@@ -113,7 +112,7 @@ class TimeSeriesModel(nn.Module):
         self.base_spread = nn.Parameter(rises.repeat(config.horizon, 1))
         self.spread_shapes = nn.Parameter(0.1 * torch.randn(SPREAD_SHAPES, config.horizon, len(levels)))
         with torch.no_grad():
-            self.far[1].weight.mul_(0.1)
+            self.far.weight.mul_(0.1)
             self.near_out.weight.zero_()
             self.near_out.bias.zero_()
             self.mix.weight.mul_(0.1)
@@ -221,7 +220,7 @@ class TimeSeriesModel(nn.Module):
         # A level moves the output of its token as it would move the token's embedding.
         direction = self.embed.weight[:, : config.patch].sum(1)
         tokens = outputs * ratio.unsqueeze(-1) + drift.unsqueeze(-1) * direction
-        far = self.far(self.dropout(tokens).flatten(1))
+        far = self.far(self.narrow(self.dropout(tokens).flatten(1)))
 
         place = torch.arange(config.patch, device=windows.device)
         index = (config.context - arrived[:, None] + place).clamp(max=config.context - 1)
