@@ -1,6 +1,7 @@
 """The command line: CSV in, CSV out, one line when something is wrong."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -58,8 +59,8 @@ def files(tmp_path_factory):
     LATER.to_csv(folder / "later.csv", index=False)
     arguments = ["fit", "past.csv", "--out", "model", "--horizon", "4", "--time-limit", "0.1", "--context", "12"]
     program = [sys.executable, "-c", "import sys; from titans_ts.cli import main; main()", *arguments]
-    path = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
-    done = subprocess.run(program, cwd=folder, env=path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert "step 1/" in done.stderr

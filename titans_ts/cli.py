@@ -136,6 +136,23 @@ def ltsf(
             write_json(result, out / f"etth1-{length}-{part}-{seed}.json")
 
 
+@benchmark.command()
+def recall(
+    variant: Annotated[list[str] | None, typer.Option(help="Wirings; default: all four.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of series and fit.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """Patterns shown once and long ago: the error with the memory, with it emptied, and with another series'."""
+    from .benchmark.recall import recall_table
+    from .models.config import VARIANTS
+
+    table = recall_table(variant or VARIANTS, seed=seed)  # type: ignore[arg-type]
+    typer.echo(table.to_string(index=False))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_json(out / f"recall-{seed}.json", orient="records", indent=2)
+
+
 def _read(path: Path, id_col: str, time_col: str) -> object:
     import pandas as pd
 

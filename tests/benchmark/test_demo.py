@@ -115,5 +115,5 @@ def test_the_demo_is_drawn_and_printed(nile, tmp_path):
 
 
 def test_a_demo_that_does_not_exist_is_named():
-    with pytest.raises(ValueError, match="'moon'.*co2"):
+    with pytest.raises(ValueError, match=r"'moon'.*co2"):
         run_demo("moon")

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from laws.cases import assert_same, shaken
+from torch import Tensor
+
 from titans_ts.core.attention import SegmentAttention, SlidingWindowAttention
 from titans_ts.core.layers import rotate
 from titans_ts.core.pieces import pieces, take
-from torch import Tensor
 
 
 def by_hand(shared, x: Tensor, visible, context: Tensor | None = None, position: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.ops.backends import OPS, choose, rule_of
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import titans_ts
 
 PACKAGE = Path(titans_ts.__file__).parent

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.nn import functional
+
 from titans_ts.core.layers import CausalConv, RMSNorm, SwiGLU, rotate
 from titans_ts.core.networks import EPSILON, gelu_slope, layer_shapes, normalize, recall, stiffness
-from torch.nn import functional
 
 
 def test_the_root_mean_square_after_the_norm_is_its_scale():

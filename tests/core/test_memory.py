@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import FORGET, MOMENTUM, NeuralMemory, largest_step, logit
 from titans_ts.core.state import leaves

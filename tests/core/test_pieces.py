@@ -3,6 +3,7 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from titans_ts.core.layers import last_rows
 from titans_ts.core.pieces import begins, join, pieces, real, take
 

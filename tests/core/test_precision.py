@@ -3,6 +3,7 @@
 import pytest
 import torch
 from laws.cases import BACKBONES, NETWORKS, assert_same, make_backbone, make_memory, name_of
+
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.state import leaves
 from titans_ts.models.backbone import Backbone

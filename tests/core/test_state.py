@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from titans_ts.core.state import join_rows, leaves, map_state, put_rows, select_rows, where_rows
 from torch import Tensor
+
+from titans_ts.core.state import join_rows, leaves, map_state, put_rows, select_rows, where_rows
 
 
 class Inner(NamedTuple):

@@ -915,7 +915,7 @@ def test_a_linear_path_alone_and_a_model_alone_are_what_they_say():
 
 
 def short_frame():
-    return pd.concat([PAST, PAST[PAST["unique_id"] == "a"].tail(6).assign(unique_id="short")])
+    return pd.concat([PAST, PAST[PAST["unique_id"] == "a"].tail(6).assign(unique_id="short", y=WAVE[:6])])
 
 
 def test_a_short_series_is_padded_skipped_or_refused():
@@ -927,7 +927,10 @@ def test_a_short_series_is_padded_skipped_or_refused():
     assert padded.skipped_ == {}
     assert list(skipping.skipped_) == ["short"]
     assert "6 rows" in skipping.skipped_["short"]
-    assert equal(weights(skipping), weights(make().fit(PAST)))  # not learnt from
+    alone = make().fit(PAST)
+    assert equal(weights(skipping), weights(alone))  # not learnt from
+    assert (skipping.linear_.weights == alone.linear_.weights).all()
+    assert (padded.linear_.weights != alone.linear_.weights).any()
     with pytest.raises(DataError, match=r"'short' has 6 rows.*on_short='pad'"):
         make(on_short="raise").fit(short_frame())
     make(on_short="raise").fit(PAST)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from golden import oracle
 from laws.cases import CONFIGS, NETWORKS, make_state, make_tokens, name_of
+from torch import Tensor
+
 from titans_ts.core.ops.backends import OPS
 from titans_ts.core.ops.coefficients import coefficients, products
 from titans_ts.core.ops.contract import Rule, Tokens
 from titans_ts.core.state import MemoryState
-from torch import Tensor
 
 F64 = torch.float64
 

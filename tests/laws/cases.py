@@ -7,6 +7,9 @@ from itertools import product
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.networks import layer_shapes
@@ -14,8 +17,6 @@ from titans_ts.core.ops.contract import Tokens
 from titans_ts.core.state import MemoryState, leaves
 from titans_ts.models.backbone import Backbone
 from titans_ts.models.config import VARIANTS, BackboneConfig
-from torch import Tensor, nn
-from torch.nn import functional
 
 DEPTHS = (1, 2, 3, 4)
 M = TypeVar("M", bound=nn.Module)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from laws.cases import BACKBONES, NETWORKS, make_backbone, make_memory, name_of, real_tokens, shaken
-from titans_ts.core.layers import rotate
-from titans_ts.models.blocks import MemoryAsContext
 from torch import Tensor
 from torch.nn import functional
+
+from titans_ts.core.layers import rotate
+from titans_ts.models.blocks import MemoryAsContext
 
 TIME = 19  # a multiple of no chunk, window or segment of the cases
 PRECISIONS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["single", "double"])

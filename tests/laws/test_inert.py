@@ -15,10 +15,11 @@ from laws.cases import (
     make_tokens,
     name_of,
 )
+from torch import Tensor
+
 from titans_ts.core.ops.backends import OPS, choose, rule_of
 from titans_ts.core.state import leaves, map_state
 from titans_ts.models.blocks import memory_of
-from torch import Tensor
 
 TIME = 9
 EVERY_OP = [(config, op) for config in CONFIGS for op in (choose(config), "reference")]

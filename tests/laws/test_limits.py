@@ -18,6 +18,9 @@ from laws.cases import (
     make_tokens,
     name_of,
 )
+from torch import Tensor
+from torch.nn import functional
+
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory, largest_step
 from titans_ts.core.networks import recall
@@ -25,8 +28,6 @@ from titans_ts.core.ops.backends import OPS, choose, rule_of
 from titans_ts.core.ops.coefficients import coefficients, products
 from titans_ts.core.ops.contract import Rule, Tokens, cap
 from titans_ts.core.state import MemoryState, leaves, map_state
-from torch import Tensor
-from torch.nn import functional
 
 EVERY_OP = [(config, op) for config in NETWORKS for op in (choose(config), "reference")]
 ops = pytest.mark.parametrize(("config", "op"), EVERY_OP, ids=lambda part: name_of(part) or part)

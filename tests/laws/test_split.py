@@ -20,10 +20,11 @@ from laws.cases import (
     real_tokens,
     shaken,
 )
+from torch import Tensor, nn
+
 from titans_ts.core.attention import SlidingWindowAttention
 from titans_ts.core.ops.backends import OPS, choose, rule_of
 from titans_ts.core.ops.contract import Tokens
-from torch import Tensor, nn
 
 TIME = 17
 CUTS = st.lists(st.integers(0, 6), max_size=7)  # lengths of the pieces; what is left is the last piece

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from laws.cases import CONFIGS, DEPTHS, NETWORKS, assert_same, make_memory, make_state, make_tokens, name_of, shaken
+from torch import Tensor
+
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.networks import gradient_factors, recall, stiffness
@@ -14,7 +16,6 @@ from titans_ts.core.ops.backends import OPS, choose, rule_of
 from titans_ts.core.ops.contract import Rule, Tokens
 from titans_ts.core.ops.reference import gradient, reference
 from titans_ts.core.state import MemoryState, leaves
-from torch import Tensor
 
 
 def differentiable(state: MemoryState, tokens: Tokens) -> list[Tensor]:

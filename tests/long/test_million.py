@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.state import leaves
 from titans_ts.models.backbone import Backbone
 from titans_ts.models.blocks import memory_of
 from titans_ts.models.config import VARIANTS, BackboneConfig
-from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results" / "million.json"
 TOKENS, PIECE, TENTHS, DIM = 1_000_000, 1000, 10, 16

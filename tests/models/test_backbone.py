@@ -14,7 +14,7 @@ from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.state import MemoryState, leaves
 from titans_ts.models.backbone import Backbone
-from titans_ts.models.blocks import BLOCKS, MemoryAsContext, memory_of, with_memory
+from titans_ts.models.blocks import BLOCKS, MemoryAsContext, change_memory, memory_of
 from titans_ts.models.config import PRESETS, VARIANTS, BackboneConfig, preset
 
 ROOT = Path(titans_ts.__file__).parents[1]
@@ -101,18 +101,28 @@ def test_every_parameter_takes_part(config):
 
 
 @pytest.mark.parametrize("config", BACKBONES, ids=name_of)
-def test_the_memory_of_a_state_can_be_taken_out_and_put_back(config):
+def test_the_memory_of_a_state_can_be_changed_and_nothing_else(config):
     model = Backbone(config)
     _, state = model(torch.randn(2, 7, config.dim))
     for part in state:
         memory = memory_of(part)
         assert isinstance(memory, MemoryState)
-        again = with_memory(part, memory)
+        again = change_memory(part, lambda leaf: leaf)
         assert type(again) is type(part)
-        assert all(a is b for a, b in zip(leaves(again), leaves(part), strict=True))
-        other = memory._replace(offset=memory.offset + 1)
-        assert memory_of(with_memory(part, other)) is other
+        assert all(torch.equal(a, b) for a, b in zip(leaves(again), leaves(part), strict=True))
+        emptied = memory_of(change_memory(part, torch.zeros_like))
+        assert not any(leaf.any() for leaf in (*emptied.weights, *emptied.momentum, *emptied.anchor))
+        assert torch.equal(emptied.recent, memory.recent)
         assert memory_of(part) is memory
+
+
+def test_what_memory_as_context_retrieves_from_is_emptied_too():
+    config = next(config for config in BACKBONES if config.variant == "mac")
+    model = Backbone(config)
+    _, state = model(torch.randn(2, 30, config.dim))
+    emptied = change_memory(state[0], torch.zeros_like)
+    assert any(leaf.any() for leaf in state[0].context)
+    assert not any(leaf.any() for leaf in emptied.context)
 
 
 def test_another_memory_in_the_state_changes_what_comes_out():
@@ -121,10 +131,8 @@ def test_another_memory_in_the_state_changes_what_comes_out():
     with torch.no_grad():
         _, state = model(torch.randn(2, 30, config.dim))
         x = torch.randn(2, 5, config.dim)
-        fresh = tuple(
-            with_memory(part, mixer.memory.initial_state(2)) for part, mixer in zip(state, model.mixers, strict=True)
-        )
-        assert (model(x, fresh)[0] - model(x, state)[0]).abs().max() > 1e-4
+        other = tuple(change_memory(part, lambda leaf: leaf.roll(1, 0)) for part in state)
+        assert (model(x, other)[0] - model(x, state)[0]).abs().max() > 1e-4
 
 
 def test_no_token_changes_nothing():

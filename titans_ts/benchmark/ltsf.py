@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..core.state import map_state
 from ..data import load
 from ..forecasting.baselines import SeasonalNaive
 from ..forecasting.forecaster import TitansForecaster
@@ -63,14 +62,7 @@ def standardised(folder: str | None = None) -> tuple[list[str], Float]:
 
 def silence(state: SeriesState) -> SeriesState:
     """The state with memories of zeros; with `adapt=False` they stay so."""
-    return replace_memories(
-        state,
-        lambda memory: memory._replace(
-            weights=map_state(torch.zeros_like, memory.weights),
-            momentum=map_state(torch.zeros_like, memory.momentum),
-            anchor=map_state(torch.zeros_like, memory.anchor),
-        ),
-    )
+    return replace_memories(state, torch.zeros_like)
 
 
 def panel_of(rows: Float) -> Panel:

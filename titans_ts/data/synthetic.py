@@ -134,8 +134,7 @@ def secret_patterns(
     _check(n_series=n_series, pattern_length=pattern_length, lead_in=lead_in)
     if distance < 0:
         raise ValueError(f"distance={distance} must be 0 patches or more")
-    tooth = np.linspace(-CUE_AMPLITUDE, CUE_AMPLITUDE, max(2, pattern_length // 2))
-    cue = np.resize(tooth, pattern_length)  # repeats the tooth
+    cue = _cue(pattern_length)
 
     def draw(random: np.random.Generator) -> Values:
         first = int(random.integers(1, lead_in + 1))  # the patch with the first cue
@@ -146,6 +145,48 @@ def secret_patterns(
         return patches.ravel()
 
     return _panel("secret", n_series, seed, draw)
+
+
+def recurring_secrets(
+    n_series: int = 10,
+    pattern_length: int = 8,
+    patches: int = 32,
+    gaps: tuple[int, int] = (4, 12),
+    noise: float = 1.0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Series to learn the recall task from: each shows cue and secret again and again, `gaps` patches of noise apart.
+
+    `secret_patterns` asks once, at the end; nearly all of what it shows cannot be forecast, and learning from it is
+    slow. Here every showing but the first is a question. Cue, secret and noise are as there; a series has `patches`
+    patches, the first cue is among the first four.
+
+    >>> y = recurring_secrets(n_series=2, pattern_length=8, patches=32)["y"].to_numpy().reshape(2, -1, 8)
+    >>> cue = secret_patterns(n_series=1, pattern_length=8)["y"].to_numpy()[-16:-8]
+    >>> bool(((y == cue).all(-1).sum(-1) >= 2).all())  # every series asks at least once
+    True
+    """
+    _check(n_series=n_series, pattern_length=pattern_length, patches=patches)
+    if not 0 <= gaps[0] <= gaps[1]:
+        raise ValueError(f"gaps={gaps} must be the fewest and the most patches between two showings")
+    cue = _cue(pattern_length)
+
+    def draw(random: np.random.Generator) -> Values:
+        secret = SECRET_AMPLITUDE * random.standard_normal(pattern_length)
+        series = noise * random.standard_normal((patches, pattern_length))
+        place = int(random.integers(4))
+        while place + 1 < patches:
+            series[place], series[place + 1] = cue, secret
+            place += 2 + int(random.integers(gaps[0], gaps[1] + 1))
+        return series.ravel()
+
+    return _panel("secret", n_series, seed, draw)
+
+
+def _cue(pattern_length: int) -> Values:
+    """A sawtooth, twice."""
+    tooth = np.linspace(-CUE_AMPLITUDE, CUE_AMPLITUDE, max(2, pattern_length // 2))
+    return np.resize(tooth, pattern_length)
 
 
 def _regime(random: np.random.Generator) -> tuple[float, float, float]:

@@ -6,6 +6,7 @@ same result for every split of its input.
 B row, T time, D model.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -159,7 +160,8 @@ class MemoryAsContext(nn.Module):
 
     The literal equations see the future twice. Here a token sees what was retrieved for itself and the tokens before
     it only (eq. 22), and the memory that gates the output is read token by token, each after its own write, instead of
-    after the whole segment's (eq. 25).
+    after the whole segment's (eq. 25). Attention has a residual path of its own: what is written then holds the token
+    itself from the first step of training on.
 
     >>> import torch
     >>> block = MemoryAsContext(BackboneConfig())
@@ -202,6 +204,7 @@ class MemoryAsContext(nn.Module):
             tokens = take(x, step, 1)
             retrieved = self.retrieved(self.memory.lookup(context, self.query(tokens)))
             attended, segment = self.attention(tokens, retrieved, segment, step)
+            attended = tokens + attended
             seen = None if observed is None else take(observed, step, 1)
             read, memory = self.memory(attended, memory, seen, step.count)
             outputs.append(self.gate(attended, read))
@@ -227,12 +230,21 @@ def memory_of(state: Any) -> MemoryState:
     return state if isinstance(state, MemoryState) else state.memory
 
 
-def with_memory(state: Any, memory: MemoryState) -> Any:
-    """The state of any block with another memory in it.
+def change_memory(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The state of any block with `change` applied to everything that its memory has learnt: weights, momentum,
+    anchor, and the weights that a segment retrieves from.
 
+    >>> import torch
     >>> block = MemoryOnly(BackboneConfig())
-    >>> state = block.initial_state(2)
-    >>> with_memory(state, state) is state
-    True
+    >>> change_memory(block.initial_state(2), torch.zeros_like).weights[0].abs().max().item()
+    0.0
     """
-    return memory if isinstance(state, MemoryState) else state._replace(memory=memory)
+    memory = memory_of(state)
+    parts = (tuple(map(change, part)) for part in (memory.weights, memory.momentum, memory.anchor))
+    weights, momentum, anchor = parts
+    memory = memory._replace(weights=weights, momentum=momentum, anchor=anchor)
+    if isinstance(state, MemoryState):
+        return memory
+    if isinstance(state, ContextState):
+        return state._replace(memory=memory, context=tuple(map(change, state.context)))
+    return state._replace(memory=memory)

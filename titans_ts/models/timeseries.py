@@ -7,8 +7,9 @@ B row (series), T step, N token, K token that the head sees, D model, L step of 
 step, Q quantile.
 """
 
+from collections.abc import Callable
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,7 @@ from torch.nn import functional
 
 from ..core.layers import last_rows
 from .backbone import Backbone, BackboneState
-from .blocks import memory_of, with_memory
+from .blocks import change_memory
 from .config import TimeSeriesConfig
 
 SPREAD_SHAPES = 16  # shapes over (step, level) that the quantile head mixes
@@ -275,12 +276,12 @@ def gather_windows(values: Float[Tensor, "B T"], ends: Int[Tensor, "B N"], size:
     return values.gather(1, index.flatten(1)).view(*index.shape)
 
 
-def replace_memories(state: SeriesState, change: Any) -> SeriesState:
-    """The state with `change(memory)` for the memory of every block: to silence, scramble or inspect them.
+def replace_memories(state: SeriesState, change: Callable[[Tensor], Tensor]) -> SeriesState:
+    """The state with `change` applied to what the memory of every block has learnt: to empty or to exchange memories.
 
     >>> config = TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.5,))
     >>> state = TimeSeriesModel(config).initial_state(1)
-    >>> replace_memories(state, lambda memory: memory).position.tolist()
-    [0]
+    >>> replace_memories(state, torch.zeros_like).backbone[0].weights[0].abs().max().item()
+    0.0
     """
-    return state._replace(backbone=tuple(with_memory(part, change(memory_of(part))) for part in state.backbone))
+    return state._replace(backbone=tuple(change_memory(part, change) for part in state.backbone))
