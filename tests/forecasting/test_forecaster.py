@@ -169,13 +169,14 @@ def test_update_learns_in_the_memory_and_leaves_the_trained_weights_alone(foreca
 
 
 def test_without_adapt_update_moves_the_windows_and_not_the_memories(forecaster):
-    adapting = pickle.loads(pickle.dumps(forecaster)).update(LATER)
+    ragged = LATER[(LATER["unique_id"] != "c") | (LATER["ds"] < LATER["ds"].max())]
+    adapting = pickle.loads(pickle.dumps(forecaster)).update(ragged)
     before = forecaster._known.state
     memory = memories(forecaster)
-    forecaster.set_params(adapt=False).update(LATER)
+    forecaster.set_params(adapt=False).update(ragged)
     assert equal(memories(forecaster), memory)
     assert equal([forecaster._known.state.window], [adapting._known.state.window])
-    assert (forecaster._known.state.position - before.position).tolist() == [30] * 3
+    assert (forecaster._known.state.position - before.position).tolist() == [30, 30, 29]
     one, two = forecaster.predict(), adapting.predict()
     assert one["ds"].equals(two["ds"])
     assert np.abs(numbers(one) - numbers(two)).max() > 1e-6
@@ -192,6 +193,17 @@ def test_a_missing_value_is_time_that_passed_and_not_a_row_that_never_was(foreca
     deleted = forecaster.predict(y=pd.concat([closed, LATER[LATER["ds"] >= first]]), level=80)
     assert deleted["ds"].equals(told["ds"])
     assert np.abs(numbers(deleted) / numbers(told) - 1).max() > 1e-3
+
+
+def test_a_series_silent_for_more_than_a_context_is_forecast_around_its_level(forecaster):
+    high = WHOLE.assign(y=WHOLE["y"] + 1000)
+    silent = high.assign(y=high["y"].where(high["ds"] <= PAST["ds"].max()))  # for 30 days
+    out = numbers(forecaster.predict(y=silent, level=80))
+    assert np.isfinite(out).all()
+    assert (np.abs(out - 1000) < 500).all()
+    again = forecaster.update(LATER.assign(y=np.nan)).predict(level=80)
+    assert np.isfinite(numbers(again)).all()
+    assert np.isfinite(numbers(forecaster.update(LATER.assign(ds=LATER["ds"] + pd.Timedelta("30D"))).predict())).all()
 
 
 # Read-only
@@ -915,7 +927,7 @@ def test_a_linear_path_alone_and_a_model_alone_are_what_they_say():
 
 
 def short_frame():
-    return pd.concat([PAST, PAST[PAST["unique_id"] == "a"].tail(6).assign(unique_id="short", y=WAVE[:6])])
+    return pd.concat([PAST, PAST[PAST["unique_id"] == "a"].tail(8).assign(unique_id="short", y=WAVE[:8])])
 
 
 def test_a_short_series_is_padded_skipped_or_refused():
@@ -926,12 +938,12 @@ def test_a_short_series_is_padded_skipped_or_refused():
         assert np.isfinite(numbers(forecaster.predict(), ["short"])).all()
     assert padded.skipped_ == {}
     assert list(skipping.skipped_) == ["short"]
-    assert "6 rows" in skipping.skipped_["short"]
+    assert "8 rows" in skipping.skipped_["short"]
     alone = make().fit(PAST)
     assert equal(weights(skipping), weights(alone))  # not learnt from
     assert (skipping.linear_.weights == alone.linear_.weights).all()
     assert (padded.linear_.weights != alone.linear_.weights).any()
-    with pytest.raises(DataError, match=r"'short' has 6 rows.*on_short='pad'"):
+    with pytest.raises(DataError, match=r"'short' has 8 rows.*on_short='pad'"):
         make(on_short="raise").fit(short_frame())
     make(on_short="raise").fit(PAST)
 

@@ -153,7 +153,7 @@ def test_a_memory_with_its_gates_at_their_ends_stays_where_it_was(depth, residua
     memory = NeuralMemory(MemoryConfig(dim=DIM, depth=depth, residual=residual))
     with torch.no_grad():
         memory.gates.bias.copy_(torch.tensor([logit(end) for end in ENDS[ends]]))
-    watch = Watch(memory, five_series(8192, 2), monkeypatch)
+    watch = Watch(memory, five_series(4096, 2), monkeypatch)
     if residual:
         assert watch.norms.max() < 200
     else:
@@ -287,7 +287,7 @@ MOMENTA = (0.0, 0.1, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.99, 0.999)
 def test_at_the_largest_step_a_linear_memory_converges_on_keys_that_turn_at_any_pace(eta, alpha):
     config = MemoryConfig(dim=4, depth=1)
     share = 0.99 * largest_step(torch.tensor(eta, dtype=torch.float64)).item()
-    for angle in (0.0, 0.01, 0.05, 0.18, 0.28, 2 * math.pi / 24, 0.5, 1.0, math.pi / 2, 2.0, 2.8, 3.1):
+    for angle in (0.0, 0.05, 0.18, 2 * math.pi / 24, 0.28, 0.65, math.pi / 2, 2.8):
         sizes = turning(config, share, eta, alpha, angle)
         assert sizes[-100:].max() <= 1.01 * sizes[:100].max(), angle
 

@@ -97,7 +97,7 @@ def literal(block: MemoryAsContext, x: Tensor, *, rectangle: bool, end_of_segmen
     causal = torch.ones(time, time, dtype=torch.bool).tril()
     fixed = torch.ones(time, fixed_keys.shape[2], dtype=torch.bool)
     mask = torch.cat([fixed, torch.ones_like(causal) if rectangle else causal, causal], 1)
-    attended = shared.merge(
+    attended = x + shared.merge(
         functional.scaled_dot_product_attention(
             queries,
             torch.cat([fixed_keys, context_keys, keys], 2),

@@ -135,7 +135,12 @@ def run_ltsf(
         # By the protocol the weights never see the validation rows.
         settings = TrainConfig(**{"validation": VALIDATION, "refit": False, **changes})
         forecaster = TitansForecaster(
-            horizon=HORIZON, context_length=context, season_length=24, train=settings, random_state=seed
+            horizon=HORIZON,
+            context_length=context,
+            season_length=24,
+            train=settings,
+            point="median" if settings.steps else "mean",  # on the validation rows the median has both errors lower
+            random_state=seed,
         )
         cpu = timed(forecaster)
         add(name, "on" if settings.steps else "-", "window", cpu, score_windows(forecaster, z, context, begin, end))

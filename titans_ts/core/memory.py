@@ -33,8 +33,7 @@ def logit(p: float) -> float:
 
 
 def largest_step(eta: Tensor) -> Tensor:
-    """The largest theta that is stable with momentum eta, whatever the keys: `(1 - eta) min(1/2, (1 - eta) / (1 +
-    eta))`.
+    """The largest theta that is stable with momentum eta, whatever the keys.
 
     At `(1 - eta) / 2` a token closes, in the end, the whole of its error. That alone diverges once the keys turn
     slowly, as those of a season do: momentum goes on along the keys of before. With keys of unit length and a constant
