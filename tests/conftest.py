@@ -5,8 +5,8 @@ from jaxtyping import install_import_hook
 # Before the first import of these packages: the hook rewrites modules as they are loaded.
 install_import_hook(["titans_ts.core", "titans_ts.models"], "beartype.beartype")
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 
 def pytest_configure() -> None:

@@ -22,17 +22,14 @@ MODULES = sorted(
 
 def story() -> dict[str, Any]:
     """What the examples of inference tell of: a model, two series of 120 and 96 steps, and ten more of the first."""
-    from titans_ts.forecasting.intake import read
     from titans_ts.forecasting.panel import Panel
     from titans_ts.models.config import BackboneConfig, TimeSeriesConfig
     from titans_ts.models.timeseries import TimeSeriesModel
 
-    clock = read(np.zeros(9))[0].clock
-
     def panel(first: int, second: int, ends: tuple[int, int]) -> Panel:
         offsets = np.array([0, first, first + second])
         return Panel(
-            np.arange(first + second, dtype=float), offsets, ("a", "b"), np.array(ends), np.zeros(2, int), clock
+            np.arange(first + second, dtype=float), offsets, ("a", "b"), np.array(ends), np.zeros(2, int), CountClock()
         )
 
     config = TimeSeriesConfig(horizon=4, context=16, patch=4, quantiles=(0.5,), backbone=BackboneConfig(depth=1))
@@ -53,7 +50,7 @@ def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
     for test in examples(module):
         said: list[str] = []
         test.globs.update(NAMES.get(name, dict)())
-        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
         runner.run(test, out=said.append)
         assert runner.summarize(verbose=False).failed == 0, "".join(said)
     assert list(tmp_path.iterdir()) == []

@@ -50,12 +50,10 @@ def read(weights: list[Array], query: Array, residual: bool) -> Array:
 
 
 def surprise(weights: list[Array], key: Array, value: Array, residual: bool) -> tuple[list[Array], float]:
-    """The gradient of `|M(key) - value|^2` (equation 12) by the chain rule, and |gradient|^2 / |d loss / d output|^2."""
+    """The gradient of `|M(key) - value|^2` (equation 12) by the chain rule, and |gradient|^2 / |d loss / d
+    output|^2."""
     inputs, out = run(weights, key)
-    if residual:
-        slope = 2 * (key + layer_norm(out) - value) @ layer_norm_jacobian(out)
-    else:
-        slope = 2 * (out - value)
+    slope = 2 * (key + layer_norm(out) - value) @ layer_norm_jacobian(out) if residual else 2 * (out - value)
     at_output = slope
     gradients = []
     for layer in reversed(range(len(weights))):

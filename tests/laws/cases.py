@@ -79,7 +79,8 @@ def make_tokens(
     grad: bool = False,
     missing: bool = False,
 ) -> Tokens:
-    """Random tokens with queries and keys of about unit length, theta up to the given number, and gates from end to end."""
+    """Random tokens with queries and keys of about unit length, theta up to the given number, and gates from end to
+    end."""
     heads, gates = config.heads, config.depth if config.layer_gates else 1
 
     def unit() -> Tensor:

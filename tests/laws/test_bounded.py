@@ -57,10 +57,7 @@ def largest_allowed(config: MemoryConfig, values: float) -> list[float]:
     caps = [rule.weight_cap * o**0.5 for _, o in layer_shapes(config.head_dim, config.depth, config.expansion)]
     if config.exact:
         return [2.0**rule.chunk * (caps[0] + values)]
-    if config.residual:
-        delta = 2e3 * (1 + config.head_dim**0.5 + values)
-    else:
-        delta = 2 * (math.prod(caps) + values)
+    delta = 2000.0 * (1 + config.head_dim**0.5 + values) if config.residual else 2 * (math.prod(caps) + values)
     return [1.001 * (own + rule.chunk * rule.step_budget * delta) for own in caps]
 
 

@@ -31,7 +31,8 @@ def stream(module: Any, x: Tensor) -> Tensor:
 
 
 def futures(x: Tensor) -> tuple[Tensor, Tensor]:
-    """For one series [T, D] every other future: from every t on other numbers, huge ones or zeros, or only the last token
+    """For one series [T, D] every other future: from every t on other numbers, huge ones or zeros, or only the last
+    token
     changed; with the t of each, one row each."""
     edited, since = [], []
     for t in range(1, len(x)):
@@ -85,7 +86,7 @@ def test_no_output_of_a_ragged_batch_moves_when_a_future_mask_does(config):
 
 
 def literal(block: MemoryAsContext, x: Tensor, *, rectangle: bool, end_of_segment: bool) -> Tensor:
-    """One segment from the start: eq. 22 with every recalled token in sight, eq. 25 with the memory after the segment."""
+    """One segment from the start: eq. 22 with every recalled token in sight, eq. 25 with the memory after it."""
     state, shared = block.initial_state(x.shape[0]), block.attention.shared
     time = x.shape[1]
     recalled = block.retrieved(block.memory.lookup(state.context, block.query(x)))

@@ -25,7 +25,8 @@ MEBIBYTE = 2**20
 
 
 def three_series(start: int, mixing: Tensor) -> Tensor:
-    """Tokens `start` to `start + PIECE` of a constant, of a season that drifts, and of a level that jumps, with noise."""
+    """Tokens `start` to `start + PIECE` of a constant, of a season that drifts, and of a level that jumps, with
+    noise."""
     t = torch.arange(start, start + PIECE, dtype=torch.float64)
     season = torch.stack([(t / period * 6.283185307179586).sin() for period in (24, 168, 8766)], -1)
     jump = torch.stack([(t // 7919 % k - k / 2) / k for k in (2, 3, 5)], -1)

@@ -28,7 +28,7 @@ from ..models.timeseries import SeriesState, replace_memories
 
 PATCH, CONTEXT, DISTANCE, NOISE = 8, 16, 20, 0.5
 TRAIN_SERIES, TEST_SERIES, PATCHES = 4000, 256, 32
-STEPS = {"lmm": 600, "mac": 800, "mag": 600, "mal": 600}
+STEPS = {"lmm": 600, "mac": 800, "mag": 900, "mal": 600}
 BACKBONE = BackboneConfig(
     dim=64,
     depth=1,

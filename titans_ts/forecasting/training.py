@@ -25,7 +25,7 @@ Linear = Callable[[Tensor], Tensor]  # contexts [B, L], NaN where missing, to fo
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
-VALIDATED = 32  # of them in one batch
+VALIDATED = 16  # of them in one batch
 PAST = 8  # sequences of past that validation remembers
 
 
