@@ -648,9 +648,9 @@ def test_progress_goes_to_stderr(capfd):
 
 def test_a_time_limit_stops_learning_and_leaves_a_forecaster():
     started = time.monotonic()
-    forecaster = make(time_limit=0.3, train=TrainConfig(steps=1_000_000, batch=4)).fit(PAST)
+    forecaster = make(time_limit=0.3, train=TrainConfig(steps=3000, batch=4)).fit(PAST)
     assert time.monotonic() - started < 20
-    assert 1 <= forecaster.history_[-1][0] < 1_000_000
+    assert 1 <= forecaster.history_[-1][0] < 3000
     assert np.isfinite(numbers(forecaster.predict(level=80))).all()
     assert np.isfinite(numbers(make(time_limit=0).fit(PAST).predict())).all()
 
