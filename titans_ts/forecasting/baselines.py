@@ -233,8 +233,7 @@ class Ridge(PanelForecaster):
             if self.context_length < 1:
                 raise ValueError(f"context_length={self.context_length} must be 1 or more rows")
             return int(self.context_length)
-        wanted = min(512, max(2 * self.season_length_, 4 * self.horizon))
-        return max(1, min(wanted, int(np.quantile(panel.lengths, 0.75)) // 2))
+        return usual_context(panel, self.season_length_, self.horizon)
 
     def _start(self, panel: Panel) -> RidgeState:
         zero = np.zeros(len(panel))
@@ -267,6 +266,13 @@ class Ridge(PanelForecaster):
         point = np.where(np.isnan(point), state.mean[rows, None], point)
         scale = context_scale(context, np.sqrt(state.squares[rows] / np.maximum(state.seen[rows], 1)))
         return Forecast(point, point[..., None] + scale[:, None, None] * self.residuals_, self.levels_)
+
+
+def usual_context(panel: Panel, season_length: int, horizon: int) -> int:
+    """Rows to look back where nobody said: two seasons or four horizons, whichever is longer, at most 512 or half of a
+    long series."""
+    wanted = min(512, max(2 * season_length, 4 * horizon))
+    return max(1, min(wanted, int(np.quantile(panel.lengths, 0.75)) // 2))
 
 
 def validation_ends(panel: Panel, validation: float, horizon: int) -> Int:

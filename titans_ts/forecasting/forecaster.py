@@ -23,7 +23,7 @@ from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel
 from .base import Known, PanelForecaster
-from .baselines import DECILES, check_levels, residual_quantiles, validation_ends
+from .baselines import DECILES, check_levels, residual_quantiles, usual_context, validation_ends
 from .checkpoint import (
     clock_from_json,
     clock_to_json,
@@ -58,7 +58,7 @@ class TitansForecaster(PanelForecaster):
     freq: step of the time axis ("h", "15min", "MS", an integer, ...); None: inferred.
     season_length: steps of the main season; None: by frequency (24 for hours, 7 for days, 12 for months, ...).
     context_length: steps of the raw window that linear path, scale and head see; what lies further back is the
-        memory's. None: three horizons, four seasons or 96, whichever is longest, at most 512 and half of a long series.
+        memory's. None: two seasons or four horizons, whichever is longer, at most 512 and half of a long series.
     patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
     quantiles: levels of the quantile head; `predict` interpolates to any level.
     point: "mean" or "median", what the point forecast is.
@@ -345,8 +345,7 @@ class TitansForecaster(PanelForecaster):
         """Context and patch length: as configured, else by horizon, season and the length of the series."""
         context = self.context_length
         if context is None:
-            wanted = min(max(3 * self.horizon, 4 * self.season_length_, 96), 512)
-            context = max(4, min(wanted, int(np.quantile(panel.lengths, 0.75)) // 2))
+            context = max(4, usual_context(panel, self.season_length_, self.horizon))
         patch = self.patch_length
         if patch is None:
             patch = next((size for size in (16, 8, 4, 2) if context >= 12 * size), 1)
