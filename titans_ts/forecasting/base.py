@@ -98,10 +98,15 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         iterable of GluonTS entries.
         """
         _whole(self.horizon, "horizon")
-        panel, layout, skipped = self._read(y)
-        self._prepare(panel, layout, skipped)
-        self._learn(panel)
-        self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
+        before = self.__dict__.copy()
+        try:
+            panel, layout, skipped = self._read(y)
+            self._prepare(panel, layout, skipped)
+            self._learn(panel)
+            self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
+        except BaseException:
+            self.__dict__ = before
+            raise
         return self
 
     def predict(

@@ -168,15 +168,6 @@ class TitansForecaster(PanelForecaster):
         super().set_params(**plain)
         return self
 
-    def fit(self, y: Any, X: object = None) -> Self:
-        """Learn from the panel `y` (see `PanelForecaster.fit`); a fit that fails leaves the forecaster as it was."""
-        before = self.__dict__.copy()
-        try:
-            return super().fit(y, X)
-        except BaseException:
-            self.__dict__ = before
-            raise
-
     # Hooks of PanelForecaster
 
     def _learn(self, panel: Panel) -> None:
