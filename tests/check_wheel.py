@@ -47,11 +47,12 @@ def run(source: str) -> None:
         empty.mkdir()
         script, printed = control / "quick_start.py", control / "printed.txt"
         script.write_text(source, encoding="utf-8")
-        # Home, caches and temporary files all lie in the empty folder: writing to any of them is seen.
+        # Home and caches lie in the empty folder: writing to any of them is seen. Temporary files do not, because torch
+        # makes an empty cache folder there when it is first used.
         environment = {
             name: value for name, value in os.environ.items() if name not in ("TITANS_TS_DATA", "XDG_CACHE_HOME")
         }
-        environment |= dict.fromkeys(("HOME", "TMPDIR"), str(empty))
+        environment |= {"HOME": str(empty), "TMPDIR": str(control)}
         command = [sys.executable, "-I", "-c", RUNNER, str(script), str(printed)]
         done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:

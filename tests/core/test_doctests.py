@@ -22,6 +22,7 @@ MODULES = sorted(
 
 def story() -> dict[str, Any]:
     """What the examples of inference tell of: a model, two series of 120 and 96 steps, and ten more of the first."""
+    from titans_ts.forecasting.clock import CountClock
     from titans_ts.forecasting.panel import Panel
     from titans_ts.models.config import BackboneConfig, TimeSeriesConfig
     from titans_ts.models.timeseries import TimeSeriesModel
