@@ -68,7 +68,7 @@ def test_the_global_random_state_is_left_alone(generate):
 
 
 def test_examples_in_the_docstrings_run():
-    assert doctest.testmod(synthetic) == (0, 11)
+    assert doctest.testmod(synthetic) == (0, 14)
 
 
 def test_seasonal_repeats_every_season_when_there_is_no_noise():

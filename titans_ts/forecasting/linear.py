@@ -127,7 +127,8 @@ def fit_linear(
     if held.windows:
         squares = [held.yy - 2 * np.vdot(w, held.xy) + np.vdot(w, held.xx @ w) for w in weights]
         losses = {p: float(s) / (held.windows * horizon) for p, s in zip(penalties, squares, strict=True)}
-        good = [i for i in range(len(penalties)) if squares[i] <= (1 + INDIFFERENCE) * min(squares)]
+        least = min(squares) + INDIFFERENCE * abs(min(squares))  # a perfect fit may round below 0
+        good = [i for i in range(len(penalties)) if squares[i] <= least]
         best = max(good, key=lambda i: penalties[i])
     else:
         best = min(range(len(penalties)), key=lambda i: abs(np.log(penalties[i] / DEFAULT_PENALTY)))
