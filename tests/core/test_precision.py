@@ -3,9 +3,12 @@
 import pytest
 import torch
 from laws.cases import BACKBONES, NETWORKS, assert_same, make_backbone, make_memory, name_of
+from torch import Tensor
 
 from titans_ts.core.memory import NeuralMemory
-from titans_ts.core.state import leaves
+from titans_ts.core.ops.backends import OPS, choose
+from titans_ts.core.ops.contract import Rule, Tokens
+from titans_ts.core.state import MemoryState, leaves
 from titans_ts.models.backbone import Backbone
 from titans_ts.models.blocks import memory_of
 
@@ -38,6 +41,20 @@ def test_bfloat16_is_within_3_percent_of_single_precision(config):
         for exact, other in ((memory_of(a), memory_of(b)) for a, b in pairs):
             for weight, other_weight in zip(exact.weights, other.weights, strict=True):
                 assert ((weight - other_weight).norm() / weight.norm()).item() < 0.1
+
+
+@pytest.mark.parametrize("config", NETWORKS, ids=name_of)
+def test_the_update_rule_knows_nothing_of_autocast(config, monkeypatch):
+    module, name = NeuralMemory(config), choose(config)
+    run, seen = OPS[name], []
+
+    def watched(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
+        seen.append((torch.is_autocast_enabled("cpu"), {leaf.dtype for leaf in tokens[:6]}))
+        return run(state, tokens, rule)
+
+    monkeypatch.setitem(OPS, name, watched)
+    half(module, torch.randn(2, 9, config.dim))
+    assert seen == [(False, {torch.float32})]
 
 
 @pytest.mark.parametrize("config", NETWORKS, ids=name_of)

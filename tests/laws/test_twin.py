@@ -163,6 +163,7 @@ def test_the_inner_gradient_is_that_of_the_loss_by_autograd_and_by_differences(d
 def test_the_gradient_of_the_op_passes_gradcheck(config):
     config = replace(config, dim=4, heads=1, chunk=3)
     state, tokens = make_state(config, 1), make_tokens(config, 1, 4, theta=0.2)
+    state = state._replace(weights=tuple(2.5 * weight for weight in state.weights))  # so that the stiffness counts
     inputs = [leaf.detach().requires_grad_() for leaf in leaves((state.weights, tuple(tokens[:6])))]
 
     def run(*parts: Tensor) -> tuple[Tensor, ...]:
