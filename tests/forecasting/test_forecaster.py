@@ -112,7 +112,7 @@ def weights(forecaster):
 
 
 def memories(forecaster):
-    parts = [memory_of(part) for part in forecaster._known.state.backbone]
+    parts = [memory_of(part) for part in forecaster._known.state.series.backbone]
     return [leaf for part in parts for leaf in (*part.weights, *part.momentum)]
 
 
@@ -147,7 +147,7 @@ def test_any_cuts_of_the_new_rows_give_the_same(forecaster):
     for _, days in LATER.groupby(np.searchsorted([1, 2, 6, 7, 19], (LATER["ds"] - LATER["ds"].min()).dt.days, "right")):
         twin.update(days)
     close(numbers(twin.predict(level=LEVELS)), numbers(at_once), 1e-9)
-    assert equal([twin._known.state.position], [forecaster._known.state.position])
+    assert equal([twin._known.state.series.position], [forecaster._known.state.series.position])
 
 
 def test_two_identical_streams_are_equal_bit_for_bit(forecaster):
@@ -175,8 +175,8 @@ def test_without_adapt_update_moves_the_windows_and_not_the_memories(forecaster)
     memory = memories(forecaster)
     forecaster.set_params(adapt=False).update(ragged)
     assert equal(memories(forecaster), memory)
-    assert equal([forecaster._known.state.window], [adapting._known.state.window])
-    assert (forecaster._known.state.position - before.position).tolist() == [30, 30, 29]
+    assert equal([forecaster._known.state.series.window], [adapting._known.state.series.window])
+    assert (forecaster._known.state.series.position - before.series.position).tolist() == [30, 30, 29]
     one, two = forecaster.predict(), adapting.predict()
     assert one["ds"].equals(two["ds"])
     assert np.abs(numbers(one) - numbers(two)).max() > 1e-6

@@ -15,6 +15,7 @@ import resource
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ import torch
 
 from ..data import load
 from ..forecasting.baselines import Ridge, SeasonalNaive
-from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.forecaster import PanelState, TitansForecaster
 from ..forecasting.linear import fit_linear
 from ..forecasting.panel import Float, Panel
 from ..forecasting.training import TrainConfig
-from ..models.timeseries import SeriesState, replace_memories
+from ..models.timeseries import replace_memories
 
 TRAIN, VALIDATION, TEST = 8640, 2880, 2880
 HORIZON = 96
@@ -61,9 +62,9 @@ def standardised(folder: str | None = None) -> tuple[list[str], Float]:
     return [str(name) for name in wide.columns], (values - known.mean(0)) / known.std(0)
 
 
-def silence(state: SeriesState) -> SeriesState:
+def silence(state: PanelState) -> PanelState:
     """The state with memories of zeros; with `adapt=False` they stay so."""
-    return replace_memories(state, torch.zeros_like)
+    return state._replace(series=replace_memories(state.series, torch.zeros_like))
 
 
 def panel_of(rows: Float) -> Panel:
@@ -94,7 +95,8 @@ def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int,
         origins = np.arange(start, min(start + block, end - HORIZON + 1))
         histories = np.concatenate([z[i - context : i].T for i in origins])
         truth = np.concatenate([z[i : i + HORIZON].T for i in origins])
-        state = forecaster._start(panel_of(histories))
+        panel = replace(panel_of(histories), ids=tuple(range(z.shape[1])) * len(origins))
+        state = forecaster._start(panel)
         score.add(forecaster._forecast(state, np.arange(len(truth))).point, truth)
     return score.result()
 
@@ -104,7 +106,7 @@ def score_stream(
     z: Float,
     begin: int,
     end: int,
-    change: Callable[[SeriesState], SeriesState] | None = None,
+    change: Callable[[PanelState], PanelState] | None = None,
 ) -> dict[str, float]:
     """Every window forecast from the state that the forecaster has reached by then, one step at a time."""
     score, rows = Score(), np.arange(z.shape[1])

@@ -20,7 +20,7 @@ import torch
 from ..core.config import MemoryConfig, require
 from ..data.synthetic import recurring_secrets, secret_patterns
 from ..forecasting.door import read
-from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.forecaster import PanelState, TitansForecaster
 from ..forecasting.inference import advance
 from ..forecasting.training import TrainConfig
 from ..models.config import VARIANTS, BackboneConfig, Variant
@@ -28,7 +28,7 @@ from ..models.timeseries import SeriesState, replace_memories
 
 PATCH, CONTEXT, DISTANCE, NOISE = 8, 16, 20, 0.5
 TRAIN_SERIES, TEST_SERIES, PATCHES = 4000, 256, 32
-STEPS = {"lmm": 600, "mac": 800, "mag": 900, "mal": 600}
+STEPS = 600
 BACKBONE = BackboneConfig(
     dim=64,
     depth=1,
@@ -82,7 +82,7 @@ def recall_errors(variant: Variant, *, seed: int = 0, steps: int | None = None, 
         model=backbone,
         train=TrainConfig(
             linear=False,
-            steps=steps or STEPS[variant],
+            steps=steps or STEPS,
             sequence=PATCH * PATCHES / CONTEXT,
             learning_rate=4e-3,
             average=0.98,
@@ -106,11 +106,12 @@ def recall_errors(variant: Variant, *, seed: int = 0, steps: int | None = None, 
     )
     history, cue = panel.drop_tail(2 * PATCH), panel.drop_tail(PATCH).tail(PATCH)
     secret = panel.tail(PATCH).values.reshape(-1, PATCH)
-    state = forecaster._start(history)
+    state = forecaster._start(history).series
 
     def error(state: SeriesState) -> float:
         rows = np.arange(len(panel))
-        said = forecaster._forecast(forecaster._advance(state, rows, cue), rows)
+        held = PanelState(state, torch.zeros(len(panel), dtype=torch.long))
+        said = forecaster._forecast(forecaster._advance(held, rows, cue), rows)
         return float(np.square(said.point - secret).mean())
 
     def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> SeriesState:

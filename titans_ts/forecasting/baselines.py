@@ -6,6 +6,7 @@ Axes: N series, H horizon, L context, M season, Q quantile levels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from statistics import NormalDist
 from typing import Any, NamedTuple, TypeVar
@@ -225,7 +226,7 @@ class Ridge(PanelForecaster):
         path = fit(train_ends=ends, penalties=PENALTIES if self.penalty is None else (self.penalty,))
         self.residuals_ = residual_quantiles(path, panel, ends, levels)
         whole = fit(penalties=(path.penalty,))
-        self.path_ = LinearPath(whole.weights, path.penalty, path.losses)
+        self.path_ = replace(whole, losses=path.losses)
         self.levels_, self.context_length_, self.penalty_ = levels, context, path.penalty
 
     def _context(self, panel: Panel) -> int:
@@ -301,7 +302,8 @@ def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[
         for series, contexts, targets in blocks(draw(windows, RESIDUAL_WINDOWS, np.random.default_rng(0))):
             moving = context_scale(contexts, np.zeros(len(contexts))) > 0
             unit = context_scale(contexts, scales[series])[:, None]
-            residuals.append(((targets - apply_linear(path, contexts)) / unit)[moving])
+            maps = path.maps_of(panel.ids)[series]
+            residuals.append(((targets - apply_linear(path, contexts, maps)) / unit)[moving])
         if sum(map(len, residuals)):
             quantiles: Float = np.quantile(np.concatenate(residuals), levels, axis=0).T
             return quantiles

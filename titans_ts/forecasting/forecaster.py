@@ -5,18 +5,21 @@ N series, L context, F future step, Q quantile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
+from jaxtyping import Int as IntTensor
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from ..core.config import MemoryConfig, require
 from ..core.state import join_rows, put_rows, select_rows
@@ -42,15 +45,25 @@ from .training import Rows, TrainConfig, train
 
 _SEEDING = Lock()
 MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
+POOLINGS = (math.inf, 16.0, 8.0, 4.0, 2.0)  # how strongly the linear maps of single series are drawn to the shared one
+
+
+class PanelState(NamedTuple):
+    """What is kept of every series: the model's state, and which map of the linear path is its own (0: the shared)."""
+
+    series: SeriesState
+    maps: IntTensor[Tensor, " N"]
 
 
 class TitansForecaster(PanelForecaster):
     """Forecast many series with one model, and let its memory learn on from every new observation.
 
     `fit` learns a closed-form linear path and a Titans backbone that corrects it, one model for all series, and leaves
-    every series with a state of its own. `update` moves those states over new rows, in time that does not depend on
-    the length of the past and without an optimiser: the neural memory inside rewrites itself (Behrouz et al., "Titans:
-    Learning to Memorize at Test Time"). `predict` reads the states and changes nothing.
+    every series with a state of its own. Where the validation rows say so, the linear path has a map for each series,
+    drawn towards the shared one; a series with an unknown id has the shared map. `update` moves those states over new
+    rows, in time that does not depend on the length of the past and without an optimiser: the neural memory inside
+    rewrites itself (Behrouz et al., "Titans: Learning to Memorize at Test Time"). `predict` reads the states and
+    changes nothing.
 
     Parameters
     ----------
@@ -179,10 +192,8 @@ class TitansForecaster(PanelForecaster):
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
-        linear_fit = partial(
-            fit_linear, panel, context, self.horizon, max_windows=MAX_WINDOWS, unit="window", seed=seed
-        )
-        path = linear_fit(train_ends=ends)
+        linear_fit = partial(fit_linear, panel, context, self.horizon, max_windows=MAX_WINDOWS, seed=seed)
+        path = linear_fit(train_ends=ends, units=("window", "series"), poolings=POOLINGS)
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
@@ -213,7 +224,8 @@ class TitansForecaster(PanelForecaster):
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
         if settings.refit:
-            path = replace(linear_fit(penalties=(path.penalty,)), losses=path.losses)
+            whole = linear_fit(penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,))
+            path = replace(whole, losses=path.losses)
         # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
         self.linear_ = path if settings.linear else None
@@ -221,30 +233,33 @@ class TitansForecaster(PanelForecaster):
         self.spread_ = fitted.spread
         self.context_length_, self.patch_length_ = context, patch
 
-    def _start(self, panel: Panel) -> SeriesState:
-        return prefill(self.model_, panel)
+    def _start(self, panel: Panel) -> PanelState:
+        maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
+        series = prefill(self.model_, panel)
+        return PanelState(series, torch.from_numpy(maps).to(series.position.device))
 
-    def _advance(self, state: SeriesState, rows: Int, new: Panel) -> SeriesState:
-        place = torch.from_numpy(np.asarray(rows)).to(state.position.device)
-        return put_rows(state, place, advance(self.model_, select_rows(state, place), new, adapt=self.adapt))
+    def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
+        place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
+        moved = advance(self.model_, select_rows(state.series, place), new, adapt=self.adapt)
+        return state._replace(series=put_rows(state.series, place, moved))
 
-    def _append(self, state: SeriesState, other: SeriesState) -> SeriesState:
+    def _append(self, state: PanelState, other: PanelState) -> PanelState:
         return join_rows([state, other])
 
     @torch.no_grad()
-    def _forecast(self, state: SeriesState, rows: Int) -> Forecast:
+    def _forecast(self, state: PanelState, rows: Int) -> Forecast:
         fitted = self.model_.config.horizon
         if self.horizon != fitted:
             raise ValueError(
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
-        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.position.device))
+        part, maps = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.maps.device))
         said = self.model_.forecast(part)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), self.horizon))
         windows = part.window.cpu().numpy()
         if self.linear_ is not None:
-            linear = apply_linear(self.linear_, windows)
+            linear = apply_linear(self.linear_, windows, maps.cpu().numpy())
             base = np.where(np.isnan(linear), base, linear)
         mean = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.residuals_ is None:
@@ -275,7 +290,7 @@ class TitansForecaster(PanelForecaster):
         config = {
             "params": params,
             "model": asdict(self.model_.config),
-            "linear": None if self.linear_ is None else {"penalty": self.linear_.penalty},
+            "linear": None if self.linear_ is None else _linear_to_json(self.linear_),
             "correction": self.correction_,
             "spread": self.spread_,
             "history": self.history_,
@@ -287,8 +302,12 @@ class TitansForecaster(PanelForecaster):
             "layout": layout_to_json(self._layout),
         }
         tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
-        tensors |= state_tensors(known.state)
-        tensors |= {"ends": torch.from_numpy(known.ends), "phases": torch.from_numpy(known.phases)}
+        tensors |= state_tensors(known.state.series)
+        tensors |= {
+            "maps": known.state.maps,
+            "ends": torch.from_numpy(known.ends),
+            "phases": torch.from_numpy(known.phases),
+        }
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
         if self.residuals_ is not None:
@@ -312,7 +331,7 @@ class TitansForecaster(PanelForecaster):
         forecaster.model_ = model.eval()
         forecaster.linear_ = None
         if config["linear"] is not None:
-            forecaster.linear_ = LinearPath(tensors["linear"].numpy(), config["linear"]["penalty"], {})
+            forecaster.linear_ = _linear_from_json(config["linear"], tensors["linear"].numpy())
         forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
         forecaster.correction_, forecaster.spread_ = config["correction"], config["spread"]
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
@@ -326,7 +345,7 @@ class TitansForecaster(PanelForecaster):
             ends=tensors["ends"].numpy(),
             phases=tensors["phases"].numpy(),
             clock=clock_from_json(config["clock"]),
-            state=state_from_tensors(model, tensors),
+            state=PanelState(state_from_tensors(model, tensors), tensors["maps"].to(forecaster._device())),
         )
         return forecaster
 
@@ -379,13 +398,25 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _as_torch(path: LinearPath) -> Any:
-    """The linear path as training wants it."""
+    """The linear path as training wants it: contexts [B, L] of these series [B] of the panel that fitted it."""
 
-    def linear(contexts: torch.Tensor) -> torch.Tensor:
-        forecast: Float = apply_linear(path, contexts.cpu().numpy())
+    def linear(contexts: Tensor, series: Tensor) -> Tensor:
+        maps = series + 1 if path.ids else torch.zeros_like(series)
+        forecast: Float = apply_linear(path, contexts.cpu().numpy(), maps.cpu().numpy())
         return torch.from_numpy(forecast).to(contexts.device)
 
     return linear
+
+
+def _linear_to_json(path: LinearPath) -> dict[str, Any]:
+    pooling = None if path.pooling == math.inf else path.pooling
+    return {"penalty": path.penalty, "unit": path.unit, "pooling": pooling, "ids": ids_to_json(path.ids)}
+
+
+def _linear_from_json(saved: dict[str, Any], weights: Float) -> LinearPath:
+    pooling = math.inf if saved["pooling"] is None else saved["pooling"]
+    ids = tuple(id_from_json(name) for name in saved["ids"])
+    return LinearPath(weights, saved["penalty"], {}, saved["unit"], pooling, ids)
 
 
 def _backbone_from(saved: dict[str, Any]) -> BackboneConfig:

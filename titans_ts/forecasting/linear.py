@@ -1,15 +1,17 @@
-"""The closed-form linear path: one map from a context to the horizon, shared by all series.
+"""The closed-form linear path: a map from a context to the horizon, shared by all series or drawn towards each one.
 
 It is a ridge regression on windows that are drawn by index and never held all at once.
 
-Axes: N series, W windows, B windows of one block, L context, H horizon. The mean of a context is taken out before the
-map and put back after it, so the path is equivariant: forecasting `c * y + d` gives `c * forecast + d`.
+Axes: N series, M maps, W windows, B windows of one block, L context, H horizon. The mean of a context is taken out
+before the map and put back after it, so the path is equivariant: forecasting `c * y + d` gives `c * forecast + d`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,6 +24,8 @@ DEFAULT_PENALTY = 1e-3
 # of penalties whose validation error differs by less than this share, the largest is taken: the calmest map
 INDIFFERENCE = 1e-3
 BLOCK_BYTES = 2**24
+OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
+JUDGED = 4096  # validation windows that choose between ways to fit, at most
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
@@ -31,25 +35,39 @@ Unit: TypeAlias = Literal["series", "window"]
 
 @dataclass(frozen=True)
 class LinearPath:
-    """`forecast = mean + (context - mean) @ weights`, weights `[L, H]`.
+    """`forecast = mean + (context - mean) @ weights[map]`, weights `[M, L, H]`.
 
-    `penalty` is relative to the mean eigenvalue of the Gram matrix. `losses` holds the mean squared error of every
-    penalty tried on the validation rows, each series in units of its own scale; it is empty when there were none.
+    Map 0 is the one that all series share; series `ids[i]` has map `1 + i` of its own. `penalty` is relative to the
+    mean eigenvalue of the Gram matrix. `losses` holds the mean squared error of every penalty tried on the validation
+    rows, each series in units of its own scale; it is empty when there were none. `unit` is what errors were measured
+    in, and `pooling` how strongly single maps are drawn to the shared one (infinite: there are none).
     """
 
     weights: Float
     penalty: float
     losses: dict[float, float]
+    unit: Unit = "series"
+    pooling: float = math.inf
+    ids: tuple[Hashable, ...] = ()
 
     @property
     def context_length(self) -> int:
         """Rows the path looks at."""
-        return int(self.weights.shape[0])
+        return int(self.weights.shape[1])
 
     @property
     def horizon(self) -> int:
         """Rows the path forecasts."""
-        return int(self.weights.shape[1])
+        return int(self.weights.shape[2])
+
+    @cached_property
+    def places(self) -> dict[Hashable, int]:
+        """The map of every series that has one of its own."""
+        return {name: place for place, name in enumerate(self.ids, 1)}
+
+    def maps_of(self, ids: Sequence[Hashable]) -> Int:
+        """Which map each of these series has, `[N]`; strangers have the shared one."""
+        return np.array([self.places.get(name, 0) for name in ids], dtype=np.int64)
 
 
 class Windows(NamedTuple):
@@ -69,7 +87,8 @@ class Windows(NamedTuple):
 
 
 class Gram(NamedTuple):
-    """Sums over windows: `X'X` `[L, L]`, `X'Y` `[L, H]`, the sum of `Y²`, and their number."""
+    """Sums over windows, of each series or (M = 1) of all: `X'X` `[M, L, L]`, `X'Y` `[M, L, H]`; over all, the sum of
+    `Y²` and the number of windows."""
 
     xx: Float
     xy: Float
@@ -85,7 +104,8 @@ def fit_linear(
     penalties: Sequence[float] = PENALTIES,
     train_ends: Int | None = None,
     max_windows: int | None = None,
-    unit: Unit = "series",
+    units: Sequence[Unit] = ("series",),
+    poolings: Sequence[float] = (math.inf,),
     seed: int | np.random.RandomState | None = None,
 ) -> LinearPath:
     """The ridge map of all windows whose targets end by `train_ends[i]` (an exclusive row of series i; None:
@@ -95,6 +115,11 @@ def fit_linear(
     several that differ by less than a thousandth, the largest); their context may reach back. Each series counts in
     units of its own standard deviation before `train_ends`, so that scale does not decide. `max_windows` draws that
     many training windows (and as many validation windows).
+
+    units: what errors of the fit are measured in. poolings: with a finite one every series has a map of its own, fitted
+    to its windows and to the pooled windows of all, scaled to the weight of `pooling` average series: a hierarchical
+    ridge. Of several units and poolings the validation windows choose, by squared and absolute error together; the
+    first of each where there are none. Single maps that would hold more than `OWN_NUMBERS` together are not made.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -109,36 +134,86 @@ def fit_linear(
     ends = lengths if train_ends is None else np.minimum(train_ends, lengths)
     scales = series_scales(panel, ends)
     random = np.random.default_rng(seed.randint(2**31) if isinstance(seed, np.random.RandomState) else seed)
-
-    def gram(begin: Int, stop: Int, unit: Unit) -> Gram:
-        windows = windows_between(panel, context, horizon, begin, stop)
-        return accumulate(draw(windows, max_windows, random), scales, unit)
-
     zero = np.zeros_like(lengths)
-    train = gram(zero, ends, unit)
-    if not train.windows:
-        raise DataError(
-            f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
-            f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
-        )
-    weights = solve(train, penalties)
-    held = gram(ends, lengths, "series")
-    losses = {}
-    if held.windows:
-        squares = [held.yy - 2 * np.vdot(w, held.xy) + np.vdot(w, held.xx @ w) for w in weights]
-        losses = {p: float(s) / (held.windows * horizon) for p, s in zip(penalties, squares, strict=True)}
-        least = min(squares) + INDIFFERENCE * abs(min(squares))  # a perfect fit may round below 0
-        good = [i for i in range(len(penalties)) if squares[i] <= least]
-        best = max(good, key=lambda i: penalties[i])
-    else:
-        best = min(range(len(penalties)), key=lambda i: abs(np.log(penalties[i] / DEFAULT_PENALTY)))
-    return LinearPath(weights[best], penalties[best], losses)
+    chosen = draw(windows_between(panel, context, horizon, zero, ends), max_windows, random)
+    checked = draw(windows_between(panel, context, horizon, ends, lengths), max_windows, random)
+    judged = draw(checked, JUDGED, np.random.default_rng(0))
+    held = accumulate(checked, scales)
+    small = len(panel) * context * max(context, horizon) <= OWN_NUMBERS
+    single = [value for value in poolings if value < math.inf] if small and len(panel) > 1 else []
+    best, best_loss, first = None, math.inf, None
+    for unit in units:
+        gram = accumulate(chosen, scales, unit, own=bool(single))
+        if not gram.windows:
+            raise DataError(
+                f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
+                f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
+            )
+        whole = Gram(gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True), gram.yy, gram.windows)
+        weights = solve(whole.xx[0], whole.xy[0], penalties)
+        penalty, losses = choose_penalty(weights, penalties, held)
+        shared = weights[list(penalties).index(penalty)]
+        for pooling in [value for value in poolings if value in single or value == math.inf] or [math.inf]:
+            path = LinearPath(shared[None], penalty, losses, unit)
+            if pooling < math.inf:
+                maps = np.concatenate([path.weights, own_maps(gram, pooling, penalty)])
+                path = replace(path, weights=maps, pooling=pooling, ids=panel.ids)
+            if len(units) == len(poolings) == 1:
+                return path
+            errors = judge(path, judged, scales)
+            first = errors if first is None else first
+            loss = float((errors / np.maximum(first, 1e-300)).sum()) if judged.total else math.inf
+            if best is None or loss < best_loss * (1 - INDIFFERENCE):
+                best, best_loss = path, loss
+    assert best is not None
+    return best
 
 
-def apply_linear(path: LinearPath, contexts: Float) -> Float:
-    """Forecasts `[B, H]` of contexts `[B, L]`; NaN takes the last value before it, and nothing but NaN stays NaN."""
+def choose_penalty(weights: list[Float], penalties: Sequence[float], held: Gram) -> tuple[float, dict[float, float]]:
+    """The penalty of least squared error on held-out windows, the default where there are none, and all errors."""
+    if not held.windows:
+        return min(penalties, key=lambda penalty: abs(np.log(penalty / DEFAULT_PENALTY))), {}
+    squares = [held.yy - 2 * np.vdot(w, held.xy[0]) + np.vdot(w, held.xx[0] @ w) for w in weights]
+    least = min(squares) + INDIFFERENCE * abs(min(squares))  # a perfect fit may round below 0
+    best = max(penalty for penalty, square in zip(penalties, squares, strict=True) if square <= least)
+    count = held.windows * held.xy.shape[2]
+    return best, {p: float(s) / count for p, s in zip(penalties, squares, strict=True)}
+
+
+def own_maps(gram: Gram, pooling: float, penalty: float) -> Float:
+    """The maps `[N, L, H]` of single series: the ridge of their own windows and of `pooling` times what an average
+    series brings of all.
+
+    A series without windows has the shared map.
+    """
+    series = max(int((np.einsum("nll->n", gram.xx) > 0).sum()), 1)
+    prior_xx, prior_xy = pooling / series * gram.xx.sum(0), pooling / series * gram.xy.sum(0)
+    return np.stack(
+        [solve(xx + prior_xx, xy + prior_xy, (penalty,))[0] for xx, xy in zip(gram.xx, gram.xy, strict=True)]
+    )
+
+
+def judge(path: LinearPath, windows: Windows, scales: Float) -> Float:
+    """Sums of squared and absolute errors `[2]`, each series in units of its own scale."""
+    sums = np.zeros(2)
+    for series, contexts, targets in blocks(windows):
+        maps = series + 1 if path.ids else np.zeros_like(series)
+        errors = (targets - apply_linear(path, contexts, maps)) / scales[series, None]
+        sums += (errors**2).sum(), np.abs(errors).sum()
+    return sums
+
+
+def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> Float:
+    """Forecasts `[B, H]` of contexts `[B, L]` by `maps` `[B]` (None: the shared map); NaN takes the last value before
+    it, and nothing but NaN stays NaN."""
     centred, mean = centre(contexts)
-    forecast: Float = mean[:, None] + centred @ path.weights
+    if maps is None or not maps.any():
+        forecast: Float = mean[:, None] + centred @ path.weights[0]
+        return forecast
+    forecast = np.empty((len(contexts), path.horizon))
+    order = np.argsort(maps, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(maps[order])) + 1):
+        forecast[rows] = mean[rows, None] + centred[rows] @ path.weights[maps[rows[0]]]
     return forecast
 
 
@@ -226,29 +301,35 @@ def centre(contexts: Float) -> tuple[Float, Float]:
     return np.where(last < 0, 0.0, filled - mean[:, None]), mean
 
 
-def accumulate(windows: Windows, scales: Float, unit: Unit = "series") -> Gram:
+def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False) -> Gram:
     """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
-    time."""
+    time; `own` keeps the series apart."""
     length, horizon = windows.context, windows.horizon
-    xx, xy, yy, count = np.zeros((length, length)), np.zeros((length, horizon)), 0.0, 0
+    maps = len(windows.panel) if own else 1
+    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, horizon)), 0.0, 0
     for series, contexts, targets in blocks(windows):
         x, mean = centre(contexts)
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
         x = x / size[:, None]
         y = (targets - mean[:, None]) / size[:, None]
-        xx += x.T @ x
-        xy += x.T @ y
+        cuts = np.flatnonzero(np.diff(series)) + 1 if own else series[:0]  # windows come series by series
+        for begin, end in zip([0, *cuts], [*cuts, len(x)], strict=True):
+            place = series[begin] if own else 0
+            xx[place] += x[begin:end].T @ x[begin:end]
+            xy[place] += x[begin:end].T @ y[begin:end]
         yy += float(np.vdot(y, y))
         count += len(x)
     return Gram(xx, xy, yy, count)
 
 
-def solve(gram: Gram, penalties: Sequence[float]) -> list[Float]:
-    """Ridge weights `[L, H]` for every penalty, from one eigendecomposition: `V (E + penalty * mean(E))^-1 V'X'Y`."""
-    values, vectors = np.linalg.eigh(gram.xx)
+def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
+    """Ridge weights `[L, H]` for every penalty: `(X'X + penalty * mean eigenvalue)^-1 X'Y`."""
+    level = np.trace(xx) / len(xx)
+    if level <= 0.0:  # constants only: the mean is the forecast
+        return [np.zeros_like(xy) for _ in penalties]
+    if len(penalties) == 1:
+        return [np.linalg.solve(xx + penalties[0] * level * np.eye(len(xx)), xy)]
+    values, vectors = np.linalg.eigh(xx)
     values = np.maximum(values, 0.0)
-    level = values.mean()
-    if level == 0.0:  # constants only: the mean is the forecast
-        return [np.zeros_like(gram.xy) for _ in penalties]
-    rotated = vectors.T @ gram.xy
+    rotated = vectors.T @ xy
     return [vectors @ (rotated / (values + penalty * level)[:, None]) for penalty in penalties]

@@ -20,13 +20,15 @@ from ..core.config import require
 from ..core.state import join_rows, map_state, select_rows
 from ..models.timeseries import SeriesState, TimeSeriesModel, gather_windows
 
-Linear = Callable[[Tensor], Tensor]  # contexts [B, L], NaN where missing, to forecasts [B, F]; both float64
+# contexts [B, L], NaN where missing, of series [B] to forecasts [B, F]; float64
+Linear = Callable[[Tensor, Tensor], Tensor]
 
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
-VALIDATED = 16  # of them in one batch
 PAST = 8  # sequences of past that validation remembers
+GROUPS, GROUP = 8, 16  # validation sequences come in so many groups, or in more of at most so many sequences
+SURE = 1.0  # standard errors by which a gain must exceed nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +146,7 @@ def forecast_batch(
     if linear is not None:
         both = torch.cat([state.window, values], 1)
         windows = gather_windows(both, context + origin, context).flatten(0, 1)[chosen]
-        straight = linear(windows)
+        straight = linear(windows, series[:, None].expand_as(token).flatten()[chosen])
         base = torch.where(straight.isnan(), base, straight)
     unit = rows.units[series][:, None].expand_as(token).flatten()[chosen]
     return Batch(base, said.shift[chosen], said.offsets[chosen], said.scale[chosen], truth, unit)
@@ -168,11 +170,13 @@ def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def confirmed_weight(parts: list[list[Batch]]) -> float:
-    """The share of the correction, between 0 and 1, that every part of the validation rows confirms.
+    """The share of the correction, between 0 and 1, that the validation rows confirm.
 
-    It must lower squared and absolute error alike, in the earlier and in the later half of the rows, with a memory of
-    the past and without; of the shares that do, in steps of a twentieth, the one with the least mean of all these
-    errors relative to no correction. 0 where none does.
+    parts: the validation rows in groups, each group forecast in one or more ways (with a memory of the past, without).
+    In every way the correction must lower squared and absolute error alike, on average over the groups by more than
+    `SURE` standard errors of that average. Of the shares that do, in steps of a twentieth, the one with the least mean
+    of all errors relative to no correction. 0 where none does: a correction that only seems to help is worth less than
+    none.
 
     >>> one = torch.ones(1, 1)
     >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, one[0])]])
@@ -180,30 +184,29 @@ def confirmed_weight(parts: list[list[Batch]]) -> float:
     """
     best, least = 0.0, 1.0
     for step in range(1, 21):
-        ratios = [ratio for part in parts for ratio in errors_kept(part, step / 20)]
-        mean = sum(ratios) / max(len(ratios), 1)
-        if max(ratios, default=1.0) < 1 and mean < least:
-            best, least = step / 20, mean
+        ratios = torch.tensor([[errors_kept(batch, step / 20) for batch in group] for group in parts])
+        mean = ratios.mean(0)
+        doubt = ratios.std(0) / len(parts) ** 0.5 if len(parts) > 1 else torch.zeros_like(mean)
+        if (mean + SURE * doubt < 1).all() and mean.mean() < least:
+            best, least = step / 20, float(mean.mean())
     return best
 
 
-def errors_kept(batches: list[Batch], weight: float) -> tuple[float, float]:
+def errors_kept(batch: Batch, weight: float) -> tuple[float, float]:
     """Squared and absolute error with this share of the correction, relative to those without it.
 
     >>> one = torch.ones(1, 1)
-    >>> errors_kept([Batch(0 * one, one, one[None], one[0], one, one[0])], 0.5)
+    >>> errors_kept(Batch(0 * one, one, one[None], one[0], one, one[0]), 0.5)
     (0.25, 0.5)
     """
-    sums = torch.zeros(2, 2, dtype=torch.float64)
-    for batch in batches:
-        known = ~batch.truth.isnan()
-        unit = batch.unit.unsqueeze(-1)
-        left = ((batch.truth - batch.base) / unit)[known]
-        after = left - weight * (batch.scale.unsqueeze(-1) * batch.shift / unit)[known]
-        for row, error in enumerate((left, after)):
-            sums[row] += torch.stack([error.square().sum(), error.abs().sum()]).cpu()
-    squared, absolute = (sums[1] / sums[0].clamp(min=1e-300)).tolist()
-    return squared, absolute
+    known = ~batch.truth.isnan()
+    if not known.any():
+        return 1.0, 1.0
+    unit = batch.unit.unsqueeze(-1)
+    left = ((batch.truth - batch.base) / unit)[known]
+    after = left - weight * (batch.scale.unsqueeze(-1) * batch.shift / unit)[known]
+    squared, absolute = ((after**power).abs().sum() / (left**power).abs().sum().clamp(min=1e-300) for power in (2, 1))
+    return float(squared), float(absolute)
 
 
 def confirmed_spread(batches: list[Batch], weight: float, levels: Tensor) -> float:
@@ -263,7 +266,7 @@ def train(
         return Fitted(0.0, 1.0, [], False)
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
-    checks = halves_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
+    checks = groups_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
 
     decay = [p for p in model.parameters() if p.dim() >= 2]
     plain = [p for p in model.parameters() if p.dim() < 2]
@@ -295,7 +298,7 @@ def train(
         out_of_time = time_limit is not None and time.monotonic() - started > time_limit
         if step % every == 0 or step == config.steps or out_of_time:
             if checks:
-                parts = [part for half in checks for part in validation_batches(average, linear, rows, half, length)]
+                parts = validation_batches(average, linear, rows, checks, length)
                 loss = validation_loss(parts, linear is not None, levels)
                 history.append((step, loss))
                 if loss < best_loss:
@@ -312,7 +315,7 @@ def train(
     weight = 1.0 if linear is None else 0.0
     if not checks:
         return Fitted(weight, 1.0, history, True)
-    parts = [part for half in checks for part in validation_batches(model, linear, rows, half, length)]
+    parts = validation_batches(model, linear, rows, checks, length)
     weight = weight if linear is None else confirmed_weight(parts)
     return Fitted(weight, confirmed_spread([*chain(*parts)], weight, levels), history, True)
 
@@ -384,19 +387,17 @@ def validation_loss(parts: list[list[Batch]], shrink: bool, levels: Tensor) -> f
 
 @torch.no_grad()
 def validation_batches(
-    model: TimeSeriesModel, linear: Linear | None, rows: Rows, checks: Sequences, length: int
-) -> tuple[list[Batch], list[Batch]]:
-    """Forecasts of the validation rows, always from the same origins: from the rows of each sequence alone, and with
-    the memory of what came before it."""
+    model: TimeSeriesModel, linear: Linear | None, rows: Rows, checks: list[Sequences], length: int
+) -> list[list[Batch]]:
+    """Forecasts of the validation rows, always from the same origins: for every group of sequences from the rows of
+    each alone, and with the memory of what came before it."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
-    alone, remembering = [], []
-    for rows_of in torch.arange(len(checks.series), device=rows.values.device).split(VALIDATED):
-        series, begin, end, first = (field[rows_of] for field in checks[:4])
-        part = Sequences(series, begin, end, first)
-        alone.append(forecast_batch(model, linear, rows, part, length, generator))
-        remembering.append(forecast_batch(model, linear, rows, with_past(model, rows, part, length), length, generator))
-    return alone, remembering
+
+    def say(sequences: Sequences) -> Batch:
+        return forecast_batch(model, linear, rows, sequences, length, generator)
+
+    return [[say(group), say(with_past(model, rows, group, length))] for group in checks]
 
 
 def with_past(model: TimeSeriesModel, rows: Rows, sequences: Sequences, length: int) -> Sequences:
@@ -430,15 +431,15 @@ def validation_sequences(rows: Rows, train_ends: Tensor, length: int, patch: int
     return Sequences(table[:, 0], table[:, 1], table[:, 2], table[:, 3])
 
 
-def halves_of(checks: Sequences, rows: Rows, train_ends: Tensor) -> list[Sequences]:
-    """The sequences of the earlier and of the later half of the validation rows; a half without any is left out."""
-    middle = (train_ends + rows.ends - rows.starts) // 2
-    early = checks.first < middle[checks.series]
-    parts = [early.nonzero().squeeze(1), (~early).nonzero().squeeze(1)]
-    fields = checks.series, checks.begin, checks.end, checks.first
-    halves = []
-    for part in parts:
-        if len(part):
-            series, begin, end, first = (field[part] for field in fields)
-            halves.append(Sequences(series, begin, end, first))
-    return halves
+def groups_of(checks: Sequences, rows: Rows, train_ends: Tensor) -> list[Sequences]:
+    """The validation sequences in groups of equal size, in the order of time: of when each begins in the validation
+    rows of its series."""
+    if not len(checks.series):
+        return []
+    place = (checks.first - train_ends[checks.series]) / (rows.ends - rows.starts - train_ends)[checks.series]
+    count = max(min(GROUPS, len(place)), -(-len(place) // GROUP))
+    groups = []
+    for group in place.argsort(stable=True).tensor_split(count):
+        series, begin, end, first = (field[group] for field in checks[:4])
+        groups.append(Sequences(series, begin, end, first))
+    return groups

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -49,6 +50,11 @@ class Gate(nn.Module):
         self.attention = RMSNorm(dim)
         self.memory = RMSNorm(dim)
         self.out = nn.Linear(dim, dim, bias=False)
+        with torch.no_grad():
+            # The sigmoid of nothing lets half through. With scales of two attention starts whole, and what the memory
+            # reads opens and closes the gate from the first step of training on.
+            self.attention.scale.fill_(2.0)
+            self.memory.scale.fill_(2.0)
 
     def forward(self, attention: Float[Tensor, "B T D"], memory: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """Gate what attention made of the tokens by what the memory read."""
@@ -174,6 +180,8 @@ class MemoryAsContext(nn.Module):
         self.segment = config.segment
         self.memory = NeuralMemory(replace(config.memory, persistent=0))
         self.query = nn.Linear(config.dim, config.dim, bias=False)
+        with torch.no_grad():
+            self.query.weight.copy_(self.memory.project.weight[: config.dim])  # asks as the memory itself does
         self.retrieved = RMSNorm(config.dim)
         self.attention = SegmentAttention(
             config.dim, heads=config.heads, segment=config.segment, persistent=config.memory.persistent

@@ -23,8 +23,9 @@ class BackboneConfig:
     segment: tokens of one attention segment ("mac").
     expansion: hidden width of the feed-forward layers, in multiples of dim.
     dropout: share of every block's output that is dropped in training.
-    residual_init: factor on the last projections of every block at the start. Small: the blocks begin almost silent,
-        the model almost linear, which overfits a small panel later; 1 learns sooner where only the memory can help.
+    residual_init: factor on the last projections of every block and of the head at the start. Small: the blocks begin
+        almost silent, the model almost linear, which overfits a small panel later; 1 learns sooner where only the
+        memory can help.
 
     >>> BackboneConfig(variant="mag").memory.dim
     64

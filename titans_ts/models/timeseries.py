@@ -113,7 +113,10 @@ class TimeSeriesModel(nn.Module):
         self.base_spread = nn.Parameter(rises.repeat(config.horizon, 1))
         self.spread_shapes = nn.Parameter(0.1 * torch.randn(SPREAD_SHAPES, config.horizon, len(levels)))
         with torch.no_grad():
-            self.far.weight.mul_(0.1)
+            # Observed or not is the same for almost every token: what it added would make all keys alike.
+            self.embed.weight[:, patch:] = 0
+            self.embed.bias.zero_()
+            self.far.weight.mul_(config.backbone.residual_init)
             self.near_out.weight.zero_()
             self.near_out.bias.zero_()
             self.mix.weight.mul_(0.1)
