@@ -46,6 +46,8 @@ from .training import Rows, TrainConfig, train
 _SEEDING = Lock()
 MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
 POOLINGS = (math.inf, 16.0, 8.0, 4.0, 2.0)  # how strongly the linear maps of single series are drawn to the shared one
+# shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
+BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
 
 
 class PanelState(NamedTuple):
@@ -193,7 +195,7 @@ class TitansForecaster(PanelForecaster):
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
         linear_fit = partial(fit_linear, panel, context, self.horizon, max_windows=MAX_WINDOWS, seed=seed)
-        path = linear_fit(train_ends=ends, units=("window", "series"), poolings=POOLINGS)
+        path = linear_fit(train_ends=ends, units=("window", "series"), poolings=POOLINGS, blends=BLENDS)
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
@@ -224,7 +226,9 @@ class TitansForecaster(PanelForecaster):
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
         if settings.refit:
-            whole = linear_fit(penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,))
+            whole = linear_fit(
+                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
+            )
             path = replace(whole, losses=path.losses)
         # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
@@ -410,13 +414,19 @@ def _as_torch(path: LinearPath) -> Any:
 
 def _linear_to_json(path: LinearPath) -> dict[str, Any]:
     pooling = None if path.pooling == math.inf else path.pooling
-    return {"penalty": path.penalty, "unit": path.unit, "pooling": pooling, "ids": ids_to_json(path.ids)}
+    return {
+        "penalty": path.penalty,
+        "unit": path.unit,
+        "pooling": pooling,
+        "blend": path.blend,
+        "ids": ids_to_json(path.ids),
+    }
 
 
 def _linear_from_json(saved: dict[str, Any], weights: Float) -> LinearPath:
     pooling = math.inf if saved["pooling"] is None else saved["pooling"]
     ids = tuple(id_from_json(name) for name in saved["ids"])
-    return LinearPath(weights, saved["penalty"], {}, saved["unit"], pooling, ids)
+    return LinearPath(weights, saved["penalty"], {}, saved["unit"], pooling, tuple(saved["blend"]), ids)
 
 
 def _backbone_from(saved: dict[str, Any]) -> BackboneConfig:

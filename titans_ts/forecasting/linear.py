@@ -25,7 +25,7 @@ DEFAULT_PENALTY = 1e-3
 INDIFFERENCE = 1e-3
 BLOCK_BYTES = 2**24
 OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
-JUDGED = 4096  # validation windows that choose between ways to fit, at most
+JUDGED = 2048  # validation windows that choose between ways to fit, at most
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
@@ -40,7 +40,8 @@ class LinearPath:
     Map 0 is the one that all series share; series `ids[i]` has map `1 + i` of its own. `penalty` is relative to the
     mean eigenvalue of the Gram matrix. `losses` holds the mean squared error of every penalty tried on the validation
     rows, each series in units of its own scale; it is empty when there were none. `unit` is what errors were measured
-    in, and `pooling` how strongly single maps are drawn to the shared one (infinite: there are none).
+    in, `pooling` how strongly single maps are drawn to the shared one (infinite: there are none), and `blend` the
+    shares of the maps of the whole context, its later half, its last quarter, and so on.
     """
 
     weights: Float
@@ -48,6 +49,7 @@ class LinearPath:
     losses: dict[float, float]
     unit: Unit = "series"
     pooling: float = math.inf
+    blend: tuple[float, ...] = (1.0,)
     ids: tuple[Hashable, ...] = ()
 
     @property
@@ -106,6 +108,7 @@ def fit_linear(
     max_windows: int | None = None,
     units: Sequence[Unit] = ("series",),
     poolings: Sequence[float] = (math.inf,),
+    blends: Sequence[tuple[float, ...]] = ((1.0,),),
     seed: int | np.random.RandomState | None = None,
 ) -> LinearPath:
     """The ridge map of all windows whose targets end by `train_ends[i]` (an exclusive row of series i; None:
@@ -118,8 +121,10 @@ def fit_linear(
 
     units: what errors of the fit are measured in. poolings: with a finite one every series has a map of its own, fitted
     to its windows and to the pooled windows of all, scaled to the weight of `pooling` average series: a hierarchical
-    ridge. Of several units and poolings the validation windows choose, by squared and absolute error together; the
-    first of each where there are none. Single maps that would hold more than `OWN_NUMBERS` together are not made.
+    ridge. Single maps that would hold more than `OWN_NUMBERS` together are not made. blends: shares of the maps of the
+    whole context, its later half, its last quarter, ...; averages of linear maps are one linear map, and err less than
+    each. Of several units, poolings and blends the validation windows choose, by squared and absolute error together;
+    the first of each where there are none.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -141,7 +146,7 @@ def fit_linear(
     held = accumulate(checked, scales)
     small = len(panel) * context * max(context, horizon) <= OWN_NUMBERS
     single = [value for value in poolings if value < math.inf] if small and len(panel) > 1 else []
-    best, best_loss, first = None, math.inf, None
+    trials, paths = Trials(judged, scales), []
     for unit in units:
         gram = accumulate(chosen, scales, unit, own=bool(single))
         if not gram.windows:
@@ -149,24 +154,19 @@ def fit_linear(
                 f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
                 f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
             )
-        whole = Gram(gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True), gram.yy, gram.windows)
-        weights = solve(whole.xx[0], whole.xy[0], penalties)
+        shared = Gram(gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True), gram.yy, gram.windows)
+        weights = solve(shared.xx[0], shared.xy[0], penalties)
         penalty, losses = choose_penalty(weights, penalties, held)
-        shared = weights[list(penalties).index(penalty)]
-        for pooling in [value for value in poolings if value in single or value == math.inf] or [math.inf]:
-            path = LinearPath(shared[None], penalty, losses, unit)
-            if pooling < math.inf:
-                maps = np.concatenate([path.weights, own_maps(gram, pooling, penalty)])
-                path = replace(path, weights=maps, pooling=pooling, ids=panel.ids)
-            if len(units) == len(poolings) == 1:
-                return path
-            errors = judge(path, judged, scales)
-            first = errors if first is None else first
-            loss = float((errors / np.maximum(first, 1e-300)).sum()) if judged.total else math.inf
-            if best is None or loss < best_loss * (1 - INDIFFERENCE):
-                best, best_loss = path, loss
-    assert best is not None
-    return best
+        plain = LinearPath(weights[list(penalties).index(penalty)][None], penalty, losses, unit)
+
+        def fitted(pooling: float, gram: Gram = gram, plain: LinearPath = plain) -> LinearPath:
+            return plain if pooling == math.inf else with_own_maps(plain, gram, pooling, panel.ids)
+
+        path = trials.best(
+            [fitted(pooling) for pooling in poolings if pooling in single or pooling == math.inf] or [plain]
+        )
+        paths.append(blended(path, gram if path.ids else shared, blends, trials))
+    return trials.best(paths)
 
 
 def choose_penalty(weights: list[Float], penalties: Sequence[float], held: Gram) -> tuple[float, dict[float, float]]:
@@ -180,27 +180,88 @@ def choose_penalty(weights: list[Float], penalties: Sequence[float], held: Gram)
     return best, {p: float(s) / count for p, s in zip(penalties, squares, strict=True)}
 
 
-def own_maps(gram: Gram, pooling: float, penalty: float) -> Float:
-    """The maps `[N, L, H]` of single series: the ridge of their own windows and of `pooling` times what an average
-    series brings of all.
+def with_own_maps(path: LinearPath, gram: Gram, pooling: float, ids: tuple[Hashable, ...]) -> LinearPath:
+    """The path with maps of single series: the ridge of their own windows and of `pooling` times what an average series
+    brings of all. A series without windows has the shared map."""
+    maps = [solve(xx, xy, (path.penalty,))[0] for xx, xy in zip(*pooled(gram, pooling), strict=True)]
+    return replace(path, weights=np.stack([path.weights[0], *maps]), pooling=pooling, ids=ids)
 
-    A series without windows has the shared map.
-    """
+
+def pooled(gram: Gram, pooling: float) -> tuple[Float, Float]:
+    """`X'X` and `X'Y` of every series, with `pooling` times those of an average series added."""
     series = max(int((np.einsum("nll->n", gram.xx) > 0).sum()), 1)
-    prior_xx, prior_xy = pooling / series * gram.xx.sum(0), pooling / series * gram.xy.sum(0)
-    return np.stack(
-        [solve(xx + prior_xx, xy + prior_xy, (penalty,))[0] for xx, xy in zip(gram.xx, gram.xy, strict=True)]
-    )
+    share = pooling / series
+    return gram.xx + share * gram.xx.sum(0), gram.xy + share * gram.xy.sum(0)
 
 
-def judge(path: LinearPath, windows: Windows, scales: Float) -> Float:
-    """Sums of squared and absolute errors `[2]`, each series in units of its own scale."""
-    sums = np.zeros(2)
-    for series, contexts, targets in blocks(windows):
-        maps = series + 1 if path.ids else np.zeros_like(series)
-        errors = (targets - apply_linear(path, contexts, maps)) / scales[series, None]
-        sums += (errors**2).sum(), np.abs(errors).sum()
-    return sums
+def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], trials: Trials) -> LinearPath:
+    """The path averaged with those of the later half of the context, its last quarter, ..., by the best of `blends`.
+
+    A map of a shorter context is a map of the whole one whose first rows are zero, and which takes the mean of fewer
+    rows: in sums over windows, `X'X` becomes `C X'X C` and `X'Y` becomes `C (X'Y - X'X m 1')`, where C takes out the
+    mean of the shorter context and m = 1 / length.
+    """
+    xx, xy = gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True)
+    if path.ids:
+        xx, xy = (np.concatenate(parts) for parts in zip((xx, xy), pooled(gram, path.pooling), strict=True))
+    length, parts = path.context_length, []
+    for halvings in range(max(map(len, blends))):
+        size = max(length >> halvings, 1)
+        weights = np.zeros_like(path.weights)
+        for place in range(len(weights)):
+            own = path.weights[place]
+            if halvings:
+                part = xx[place, -size:, -size:]
+                left = xy[place, -size:] - part.mean(1, keepdims=True)
+                part = part - part.mean(0) - part.mean(1, keepdims=True) + part.mean()
+                own = solve(part, left - left.mean(0), (path.penalty,))[0]
+            weights[place, -size:] = own + (1 - own.sum(0)) / size
+        parts.append(replace(path, weights=weights))
+    blend = trials.best_blend(parts, blends)
+    weights = sum((share * part.weights for share, part in zip(blend, parts, strict=True)), np.zeros(()))
+    return replace(path, weights=weights, blend=blend)
+
+
+class Trials:
+    """Tells which of several paths the validation windows prefer: the one with the least squared and absolute error
+    together, relative to those of the first path ever judged. What gains less than a thousandth over an earlier choice
+    is not taken."""
+
+    def __init__(self, windows: Windows, scales: Float) -> None:
+        self.windows, self.scales = windows, scales
+        self.first: Float | None = None
+
+    def best(self, paths: list[LinearPath]) -> LinearPath:
+        """The best of these paths."""
+        if len(paths) == 1:
+            return paths[0]
+        return paths[self.least([self.errors([path], [(1.0,)])[0] for path in paths])]
+
+    def best_blend(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+        """The best shares of the parts' forecasts."""
+        return blends[0] if len(blends) == 1 else blends[self.least(self.errors(parts, blends))]
+
+    def errors(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> list[Float]:
+        """Sums of squared and absolute errors `[2]` of every blend, each series in units of its own scale."""
+        sums = np.zeros((len(blends), 2))
+        for series, contexts, targets in blocks(self.windows):
+            maps = series + 1 if parts[0].ids else np.zeros_like(series)
+            said = [apply_linear(part, contexts, maps) for part in parts]
+            for place, blend in enumerate(blends):
+                error = targets - sum(share * each for share, each in zip(blend, said, strict=True))
+                error /= self.scales[series, None]
+                sums[place] += (error**2).sum(), np.abs(error).sum()
+        return list(sums)
+
+    def least(self, errors: list[Float]) -> int:
+        """Which of the errors is the least; the first where nothing was judged."""
+        self.first = errors[0] if self.first is None else self.first
+        best, least = 0, math.inf
+        for place, error in enumerate(errors):
+            loss = float((error / np.maximum(self.first, 1e-300)).sum())
+            if loss < least * (1 - INDIFFERENCE):
+                best, least = place, loss
+        return best
 
 
 def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> Float:
