@@ -23,6 +23,14 @@ def test_other_seeds_remember_too(variant, seed):
         assert row["with memory"] <= 0.5 * row[without], row
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_deep_memories_remember_too(variant):
+    row = recall_errors(variant, depth=2)
+    for without in ("emptied", "exchanged"):
+        assert row["with memory"] <= 0.5 * row[without], row
+
+
 def test_the_distance_is_checked_before_anything_is_fitted():
     with pytest.raises(ValueError, match="sees 25 patches back"):
         recall_errors("lmm", conv=24)

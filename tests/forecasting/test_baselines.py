@@ -1,6 +1,7 @@
 """The baselines' numbers, and the laws that every forecaster keeps."""
 
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +12,6 @@ from titans_ts.forecasting.baselines import Ridge, SeasonalNaive, validation_end
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.linear import (
     PENALTIES,
-    Gram,
     apply_linear,
     blocks,
     draw,
@@ -189,7 +189,7 @@ def test_the_weights_are_those_of_the_normal_equations(penalty):
     y = np.random.default_rng(0).normal(size=200).cumsum()
     panel, _, _ = read(y)
     path = fit_linear(panel, 12, 4, penalties=(penalty,))
-    np.testing.assert_allclose(path.weights, literal_ridge(y, 12, 4, penalty), rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(path.weights, [literal_ridge(y, 12, 4, penalty)], rtol=1e-8, atol=1e-10)
     assert path.losses == {}
 
 
@@ -242,7 +242,7 @@ def test_windows_are_all_there_whole_where_possible_and_without_missing_targets(
 def test_holes_take_the_last_value_and_a_missing_start_the_mean():
     path = fit_linear(read(np.random.default_rng(0).normal(size=99))[0], 4, 2)
     holed = apply_linear(path, np.array([[np.nan, 1.0, np.nan, 3.0]]))  # the mean of what is there is 2
-    np.testing.assert_allclose(holed, 2 + np.array([[0.0, -1.0, -1.0, 1.0]]) @ path.weights)
+    np.testing.assert_allclose(holed, 2 + np.array([[0.0, -1.0, -1.0, 1.0]]) @ path.weights[0])
     assert np.isnan(apply_linear(path, np.full((1, 4), np.nan))).all()
 
 
@@ -262,10 +262,100 @@ def test_fewer_windows_are_drawn_by_the_seed():
 
 def test_one_decomposition_serves_the_whole_grid():
     x = np.random.default_rng(0).normal(size=(50, 6))
-    gram = Gram(x.T @ x, x.T @ x[:, :2], 0.0, 50)
-    for penalty, weights in zip(PENALTIES, solve(gram, PENALTIES), strict=True):
-        ridge = gram.xx + penalty * np.trace(gram.xx) / 6 * np.eye(6)
-        np.testing.assert_allclose(weights, np.linalg.solve(ridge, gram.xy))
+    xx, xy = x.T @ x, x.T @ x[:, :2]
+    for penalty, weights in zip(PENALTIES, solve(xx, xy, PENALTIES), strict=True):
+        ridge = xx + penalty * np.trace(xx) / 6 * np.eye(6)
+        np.testing.assert_allclose(weights, np.linalg.solve(ridge, xy))
+        np.testing.assert_allclose(weights, solve(xx, xy, (penalty,))[0])
+
+
+# Maps of single series, and blends
+
+
+def two_worlds(rows=300):
+    """Four series; the first two repeat every 7 steps, the others every 5, all with noise."""
+    random, steps = np.random.default_rng(3), np.arange(rows)[:, None]
+    waves = np.sin(2 * np.pi * steps / np.array([7, 7, 5, 5]) + np.arange(4))
+    return read(waves + 0.5 * random.normal(size=(rows, 4)))[0]
+
+
+def test_a_single_map_lies_between_that_of_the_series_alone_and_the_shared_one():
+    panel = two_worlds()
+    shared = fit_linear(panel, 8, 2, penalties=(1e-3,))
+    for pooling, limit in ((1e-9, None), (1e9, shared)):
+        path = fit_linear(panel, 8, 2, penalties=(1e-3,), poolings=(pooling,))
+        assert path.ids == panel.ids
+        np.testing.assert_allclose(path.weights[0], shared.weights[0], rtol=1e-9, atol=1e-12)
+        for row in range(4):
+            alone = limit or fit_linear(panel.select([row]), 8, 2, penalties=(1e-3,))
+            np.testing.assert_allclose(path.weights[1 + row], alone.weights[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_single_map_is_the_ridge_of_its_windows_and_of_a_share_of_all():
+    panel, pooling = two_worlds(60), 3.0
+    path = fit_linear(panel, 8, 2, penalties=(0.1,), poolings=(pooling,))
+    scales = series_scales(panel, panel.lengths)
+    grams = []
+    for row in range(4):
+        y = panel.values[panel.offsets[row] : panel.offsets[row + 1]] / scales[row]
+        x = np.array([y[t - 8 : t] - y[t - 8 : t].mean() for t in range(8, len(y) - 1)])
+        targets = np.array([y[t : t + 2] - y[t - 8 : t].mean() for t in range(8, len(y) - 1)])
+        grams.append((x.T @ x, x.T @ targets))
+    for row, (xx, xy) in enumerate(grams):
+        xx = xx + pooling * sum(g[0] for g in grams) / 4
+        xy = xy + pooling * sum(g[1] for g in grams) / 4
+        expected = np.linalg.solve(xx + 0.1 * np.trace(xx) / 8 * np.eye(8), xy)
+        np.testing.assert_allclose(path.weights[1 + row], expected, rtol=1e-7, atol=1e-10)
+
+
+def test_validation_takes_single_maps_where_series_differ_and_the_shared_one_where_they_do_not():
+    panel = two_worlds()
+    ends = panel.lengths - 90
+    assert fit_linear(panel, 8, 4, train_ends=ends, poolings=(np.inf, 1.0)).pooling == 1.0
+    alike = read(np.sin(np.arange(60)[:, None] * 0.9 + np.arange(12)) + np.random.default_rng(0).normal(size=(60, 12)))
+    assert fit_linear(alike[0], 8, 4, train_ends=np.full(12, 40), poolings=(np.inf, 0.1)).ids == ()
+
+
+def test_every_row_is_forecast_by_its_own_map():
+    panel = two_worlds()
+    path = fit_linear(panel, 8, 2, poolings=(1.0,))
+    contexts = np.random.default_rng(0).normal(size=(6, 8))
+    maps = path.maps_of([3, "stranger", 0, 3, 1, 2])
+    assert maps.tolist() == [4, 0, 1, 4, 2, 3]
+    forecast = apply_linear(path, contexts, maps)
+    for row, place in enumerate(maps):
+        alone = apply_linear(replace(path, weights=path.weights[[place]]), contexts[[row]])
+        np.testing.assert_allclose(forecast[[row]], alone)
+
+
+def test_a_blend_is_the_average_of_the_forecasts_of_nested_contexts():
+    panel = two_worlds()
+    contexts = np.random.default_rng(0).normal(size=(5, 16)) + 4
+    share = (0.5, 0.25, 0.25)
+    for poolings in ((np.inf,), (2.0,)):
+        whole = fit_linear(panel, 16, 3, penalties=(1e-2,), poolings=poolings, blends=(share,))
+        expected = np.zeros((5, 3))
+        # the shorter contexts, fitted on the very same windows: those whose targets begin at row 16 or later
+        for each, size in zip(share, (16, 8, 4), strict=True):
+            part = fit_linear(panel.drop_head(16 - size), size, 3, penalties=(1e-2,), poolings=poolings)
+            scales = series_scales(panel, panel.lengths) / series_scales(panel.drop_head(16 - size), panel.lengths)
+            np.testing.assert_allclose(scales, 1, rtol=0.05)
+            expected += each * apply_linear(part, contexts[:, -size:])
+        np.testing.assert_allclose(apply_linear(whole, contexts), expected, rtol=2e-3)
+
+
+def test_a_blended_path_forecasts_scaled_and_shifted_data_alike():
+    path = fit_linear(two_worlds(), 16, 3, poolings=(2.0,), blends=((0.5, 0.5),))
+    contexts = np.random.default_rng(0).normal(size=(5, 16))
+    maps = np.arange(5)
+    np.testing.assert_allclose(
+        apply_linear(path, 3 * contexts + 7, maps), 3 * apply_linear(path, contexts, maps) + 7, atol=1e-9
+    )
+
+
+def test_single_maps_that_would_hold_too_much_are_not_made(monkeypatch):
+    monkeypatch.setattr("titans_ts.forecasting.linear.OWN_NUMBERS", 200)
+    assert fit_linear(two_worlds(), 8, 2, poolings=(1.0,)).ids == ()
 
 
 def test_series_too_short_for_two_parts_only_train():

@@ -201,6 +201,8 @@ def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], t
     rows: in sums over windows, `X'X` becomes `C X'X C` and `X'Y` becomes `C (X'Y - X'X m 1')`, where C takes out the
     mean of the shorter context and m = 1 / length.
     """
+    if max(map(len, blends)) == 1:
+        return path
     xx, xy = gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True)
     if path.ids:
         xx, xy = (np.concatenate(parts) for parts in zip((xx, xy), pooled(gram, path.pooling), strict=True))
