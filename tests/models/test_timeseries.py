@@ -218,9 +218,9 @@ def test_without_adapt_the_split_law_holds_too(model):
 def forecasts_inside(model, x, before=None):
     """A forecast after every value of `x` from the first whole patch on, [S, F] and [S, F, Q]; one row."""
     before = model.initial_state(1) if before is None else before
-    origin = torch.arange(PATCH, x.shape[1] + 1)[None]
+    origin = torch.arange(PATCH, x.shape[1] + 1)
     encoded, _ = model.encode(x, before)
-    said = model.forecast_at(x, before, encoded, origin // PATCH, origin % PATCH)
+    said = model.forecast_at(x, before, encoded, torch.zeros_like(origin), origin // PATCH, origin % PATCH)
     mean = said.level[:, None] + said.scale[:, None] * said.shift
     return mean, mean[..., None] + said.scale[:, None, None] * said.offsets
 

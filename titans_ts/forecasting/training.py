@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ..core.config import require
 from ..core.state import join_rows, map_state, select_rows
-from ..models.timeseries import SeriesState, TimeSeriesModel, gather_windows
+from ..models.timeseries import SeriesState, TimeSeriesModel, windows_at
 
 # contexts [B, L], NaN where missing, of series [B] to forecasts [B, F]; float64
 Linear = Callable[[Tensor, Tensor], Tensor]
 
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
+ORIGINS = 1024  # forecasts that one optimiser step learns from, at most: neighbours say nearly the same
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
 PAST = 8  # sequences of past that validation remembers
@@ -115,8 +116,10 @@ def forecast_batch(
     sequences: Sequences,
     length: int,
     generator: torch.Generator,
+    most: int | None = None,
 ) -> Batch:
-    """Forecasts from every patch of the sequences, of at most `length` steps, at a random place before the next patch.
+    """Forecasts from every patch of the sequences, of at most `length` steps, at a random place before the next patch;
+    from `most` of them by chance where there are more.
 
     Nothing at or behind `rows.ends` is seen.
     """
@@ -137,19 +140,20 @@ def forecast_batch(
     origin = token * patch + arrived
     kept = (token <= encoded.counts[:, None]) & (begin[:, None] + origin >= first[:, None])
     kept &= begin[:, None] + origin < size[:, None]
-    chosen = kept.flatten().nonzero().squeeze(1)
+    row, place = kept.nonzero(as_tuple=True)
+    if most is not None and len(row) > most:
+        some = torch.randperm(len(row), generator=generator)[:most].to(device)
+        row, place = row[some], place[some]
+    token, arrived, origin = token[row, place], arrived[row, place], origin[row, place]
 
-    said = model.forecast_at(values[:, : length + patch], state, encoded, token, arrived)
-    ahead = (origin.unsqueeze(-1) + torch.arange(horizon, device=device)).flatten(1).clamp(max=reach - 1)
-    truth = values.gather(1, ahead).view(-1, horizon)[chosen]
-    base = said.level[chosen].unsqueeze(-1).expand(-1, horizon)
+    said = model.forecast_at(values[:, : length + patch], state, encoded, row, token, arrived)
+    truth = windows_at(values, row, origin + horizon, horizon)
+    base = said.level.unsqueeze(-1).expand(-1, horizon)
     if linear is not None:
         both = torch.cat([state.window, values], 1)
-        windows = gather_windows(both, context + origin, context).flatten(0, 1)[chosen]
-        straight = linear(windows, series[:, None].expand_as(token).flatten()[chosen])
+        straight = linear(windows_at(both, row, context + origin, context), series[row])
         base = torch.where(straight.isnan(), base, straight)
-    unit = rows.units[series][:, None].expand_as(token).flatten()[chosen]
-    return Batch(base, said.shift[chosen], said.offsets[chosen], said.scale[chosen], truth, unit)
+    return Batch(base, said.shift, said.offsets, said.scale, truth, rows.units[series[row]])
 
 
 def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -287,7 +291,7 @@ def train(
         else:
             sequences = draw(usable, last, train_ends, length, shape.num_tokens * shape.patch, config.batch, generator)
         model.train()
-        batch = forecast_batch(model, linear, before, sequences, length, generator)
+        batch = forecast_batch(model, linear, before, sequences, length, generator, ORIGINS)
         squared, pinball = losses(batch, levels)
         optimizer.zero_grad(set_to_none=True)
         (squared + pinball).backward()

@@ -244,29 +244,38 @@ class TimeSeriesModel(nn.Module):
         values: Float[Tensor, "B T"],
         before: SeriesState,
         encoded: Encoded,
-        token: Int[Tensor, "B S"],
-        arrived: Int[Tensor, "B S"],
+        row: Int[Tensor, " S"],
+        token: Int[Tensor, " S"],
+        arrived: Int[Tensor, " S"],
     ) -> Prediction:
-        """Forecasts from inside a pass over `values`, which began with the state `before` at the end of a patch: after
-        `token` tokens and `arrived` more values. One row of the result for each [B, S], flattened."""
+        """Forecasts from inside a pass over `values`, which began with the state `before` at the end of a patch: in
+        each `row`, after `token` tokens and `arrived` more values."""
         context, patch, keep = self.config.context, self.config.patch, self.config.num_tokens
         both = torch.cat([before.window, values], 1)
-        windows = gather_windows(both, context + token * patch + arrived, context)
         index = token.unsqueeze(-1) + torch.arange(keep, device=token.device)
 
         def last_tokens(old: Tensor, new: Tensor) -> Tensor:
             joined = torch.cat([old, new], 1)
-            flat = index.flatten(1).clamp(max=joined.shape[1] - 1)
-            picked = torch.take_along_dim(joined, flat.view(*flat.shape, *[1] * (joined.dim() - 2)), 1)
-            return picked.view(-1, keep, *joined.shape[2:])
+            return joined[row.unsqueeze(-1), index.clamp(max=joined.shape[1] - 1)]
 
         return self.head(
-            windows.flatten(0, 1),
-            arrived.flatten(),
+            windows_at(both, row, context + token * patch + arrived, context),
+            arrived,
             last_tokens(before.outputs, encoded.outputs),
             last_tokens(before.levels, encoded.levels),
             last_tokens(before.scales, encoded.scales),
         )
+
+
+def windows_at(
+    values: Float[Tensor, "B T"], row: Int[Tensor, " S"], end: Int[Tensor, " S"], size: int
+) -> Float[Tensor, "S L"]:
+    """The `size` values of each row before each end.
+
+    >>> windows_at(torch.arange(6.0).view(2, 3), torch.tensor([0, 1]), torch.tensor([2, 3]), 2).tolist()
+    [[0.0, 1.0], [4.0, 5.0]]
+    """
+    return values[row.unsqueeze(-1), (end - size).unsqueeze(-1) + torch.arange(size, device=values.device)]
 
 
 def gather_windows(values: Float[Tensor, "B T"], ends: Int[Tensor, "B N"], size: int) -> Float[Tensor, "B N L"]:
