@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from titans_ts.benchmark.tables import render
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -28,3 +30,10 @@ def test_an_example_runs_and_prints(example, tmp_path, monkeypatch, capsys):
 
 def test_the_example_of_the_readme_is_not_empty():
     assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("name", ["README.md", "RESULTS.md"])
+def test_the_tables_are_those_of_the_runs(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert "<!-- table" in text
+    assert render(text, ROOT / "tests" / "results") == text

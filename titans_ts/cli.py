@@ -140,17 +140,30 @@ def ltsf(
 def recall(
     variant: Annotated[list[str] | None, typer.Option(help="Wirings; default: all four.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of series and fit.")] = 0,
+    depth: Annotated[int, typer.Option(help="Layers of the memory network; 1 is a linear memory.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
 ) -> None:
     """Patterns shown once and long ago: the error with the memory, with it emptied, and with another series'."""
     from .benchmark.recall import recall_table
     from .models.config import VARIANTS
 
-    table = recall_table(variant or VARIANTS, seed=seed)  # type: ignore[arg-type]
+    table = recall_table(variant or VARIANTS, seed=seed, depth=depth)  # type: ignore[arg-type]
     typer.echo(table.to_string(index=False))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        table.to_json(out / f"recall-{seed}.json", orient="records", indent=2)
+        table.to_json(out / f"recall-{depth}-{seed}.json", orient="records", indent=2)
+
+
+@benchmark.command()
+def tables(
+    documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
+    results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),
+) -> None:
+    """Write the tables of Markdown files anew from the JSON of the runs."""
+    from .benchmark.tables import render
+
+    for document in documents:
+        document.write_text(render(document.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
 def _read(path: Path, id_col: str, time_col: str) -> object:

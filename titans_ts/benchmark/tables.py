@@ -1,0 +1,85 @@
+"""Tables of the documentation, written from the JSON of the runs: no number is copied by hand.
+
+A table stands in a Markdown file between `<!-- table NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table.
+
+    >>> print(markdown(["model", "mse"], [["naive", "0.5"]]))
+    | model | mse |
+    |---|---|
+    | naive | 0.5 |
+    """
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "---|" * len(head) for line in lines)
+
+
+def read_runs(folder: Path, pattern: str) -> list[Any]:
+    """The JSON files of a folder whose names match, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
+
+
+def etth1(folder: Path) -> str:
+    """ETTh1-96: a row a forecaster, memory and mode, two errors and the time to fit for every context."""
+    runs = sorted(read_runs(folder, "etth1-*-test-0.json"), key=lambda run: int(run["context"]))
+    head = ["forecaster", "memory", "mode"]
+    for run in runs:
+        head += [f"{run['context']}: MSE", "MAE", "fit, CPU s"]
+    rows = []
+    for place, first in enumerate(runs[0]["rows"]):
+        row = [first["model"], first["memory"], first["mode"]]
+        for run in runs:
+            each = run["rows"][place]
+            row += [f"{each['mse']:.4f}", f"{each['mae']:.4f}", f"{each['fit_cpu_s']:.0f}"]
+        rows.append(row)
+    return markdown(head, rows)
+
+
+def recall(folder: Path) -> str:
+    """Recall of patterns: the worst seed of every wiring and depth of its memory."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for run in read_runs(folder, "recall-*.json"):
+        for row in run:
+            found.setdefault((row["variant"], row["depth"]), []).append(row)
+    head = ["wiring", "memory", "seeds", "with its memory", "emptied", "another series'", "never written"]
+    head += ["sees without it", "fit, CPU s"]
+    rows = []
+    for (variant, depth), each in sorted(found.items(), key=lambda item: (item[0][1], item[0][0])):
+        worst = max(each, key=lambda row: row["with memory"] / min(row["emptied"], row["exchanged"]))
+        numbers = [f"{worst[name]:.2f}" for name in ("with memory", "emptied", "exchanged", "never written")]
+        memory = "linear" if depth == 1 else f"depth {depth}"
+        rows.append(
+            [
+                variant,
+                memory,
+                str(len(each)),
+                *numbers,
+                f"{worst['reach']} of {worst['distance']} patches",
+                f"{worst['fit_cpu_s']:.0f}",
+            ]
+        )
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"etth1": etth1, "recall": recall}
+
+
+def render(text: str, folder: Path) -> str:
+    """The text with every table written anew from the runs in `folder`; an unknown name is a `KeyError`.
+
+    >>> render("No tables here.", Path("."))
+    'No tables here.'
+    """
+    return PLACE.sub(lambda found: f"{found[1]}{TABLES[found[2]](folder)}\n{found[3]}", text)
