@@ -18,12 +18,15 @@ from torch import Tensor
 
 from ..core.config import require
 from ..core.state import join_rows, map_state, select_rows
-from ..models.timeseries import SeriesState, TimeSeriesModel, windows_at
+from ..models.timeseries import Encoded, SeriesState, TimeSeriesModel, windows_at
+from .linear import PENALTIES, Gram, choose_penalty, solve
 
 # contexts [B, L], NaN where missing, of series [B] to forecasts [B, F]; float64
 Linear = Callable[[Tensor, Tensor], Tensor]
 
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
+STARTING = 24  # batches of sequences from which the head's first map is computed
+FINE = 0.25  # of the learning rate, where the head starts at that map: steps made for chance would only lose it
 ORIGINS = 1024  # forecasts that one optimiser step learns from, at most: neighbours say nearly the same
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
@@ -41,6 +44,7 @@ class TrainConfig:
     batch: sequences a step. sequence: steps of one, in multiples of the context: more than one, so that the memory
         learns to live with a past longer than the window.
     learning_rate, weight_decay: of AdamW; the rate warms up over a tenth of the steps and falls to zero as a cosine.
+        Without the linear path a quarter of it is used, since the head then starts at a closed-form map.
     validation: last rows of every series that choose the ridge penalty, the stopping step and the weight of the
         backbone's correction: a share of the rows when below 1, else a number of rows.
     checks: how often the validation rows are looked at.
@@ -123,30 +127,17 @@ def forecast_batch(
 
     Nothing at or behind `rows.ends` is seen.
     """
-    config = model.config
-    patch, horizon, context = config.patch, config.horizon, config.context
-    series, begin, end, first, state = sequences
-    device = begin.device
-    reach = length + patch + horizon
-    index = begin[:, None] + torch.arange(reach, device=device)
-    size = rows.ends[series] - rows.starts[series]
-    flat = (rows.starts[series][:, None] + index).clamp(max=len(rows.values) - 1)
-    values = torch.where(index < size[:, None], rows.values[flat], torch.full_like(rows.values[:1], torch.nan))
-
+    horizon, context = model.config.horizon, model.config.context
+    series, state = sequences.series, sequences.state
     state = model.initial_state(len(series)) if state is None else state
-    encoded, _ = model.encode(values[:, :length], state, (end - begin).clamp(max=length))
-    token = torch.arange(1, encoded.outputs.shape[1] + 1, device=device).expand(len(series), -1)
-    arrived = torch.randint(patch, token.shape, generator=generator).to(device)
-    origin = token * patch + arrived
-    kept = (token <= encoded.counts[:, None]) & (begin[:, None] + origin >= first[:, None])
-    kept &= begin[:, None] + origin < size[:, None]
-    row, place = kept.nonzero(as_tuple=True)
+    values, encoded = read_sequences(model, rows, sequences, state, length)
+    row, token, arrived = origins_of(model, rows, sequences, encoded, generator)
     if most is not None and len(row) > most:
-        some = torch.randperm(len(row), generator=generator)[:most].to(device)
-        row, place = row[some], place[some]
-    token, arrived, origin = token[row, place], arrived[row, place], origin[row, place]
+        some = torch.randperm(len(row), generator=generator)[:most].to(row.device)
+        row, token, arrived = row[some], token[some], arrived[some]
+    origin = token * model.config.patch + arrived
 
-    said = model.forecast_at(values[:, : length + patch], state, encoded, row, token, arrived)
+    said = model.forecast_at(values, state, encoded, row, token, arrived)
     truth = windows_at(values, row, origin + horizon, horizon)
     base = said.level.unsqueeze(-1).expand(-1, horizon)
     if linear is not None:
@@ -154,6 +145,36 @@ def forecast_batch(
         straight = linear(windows_at(both, row, context + origin, context), series[row])
         base = torch.where(straight.isnan(), base, straight)
     return Batch(base, said.shift, said.offsets, said.scale, truth, rows.units[series[row]])
+
+
+def read_sequences(
+    model: TimeSeriesModel, rows: Rows, sequences: Sequences, state: SeriesState, length: int
+) -> tuple[Tensor, Encoded]:
+    """Values of the sequences and of a patch and a horizon behind them, NaN from the end of the rows on, and what the
+    model makes of at most `length` of them."""
+    series, begin, end = sequences[:3]
+    index = begin[:, None] + torch.arange(length + model.config.patch + model.config.horizon, device=begin.device)
+    size = rows.ends[series] - rows.starts[series]
+    flat = (rows.starts[series][:, None] + index).clamp(max=len(rows.values) - 1)
+    values = torch.where(index < size[:, None], rows.values[flat], torch.full_like(rows.values[:1], torch.nan))
+    return values, model.encode(values[:, :length], state, (end - begin).clamp(max=length))[0]
+
+
+def origins_of(
+    model: TimeSeriesModel, rows: Rows, sequences: Sequences, encoded: Encoded, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Where forecasts begin: row, complete tokens, and values since the last of them, [S] each. Once after every patch,
+    at a random place before the next one; without a generator right at the end of the patch."""
+    series, begin, _, first = sequences[:4]
+    patch = model.config.patch
+    token = torch.arange(1, encoded.outputs.shape[1] + 1, device=begin.device).expand(len(series), -1)
+    arrived = torch.zeros_like(token)
+    if generator is not None:
+        arrived = torch.randint(patch, token.shape, generator=generator).to(begin.device)
+    step = begin[:, None] + token * patch + arrived
+    kept = (token <= encoded.counts[:, None]) & (step >= first[:, None])
+    row, place = (kept & (step < (rows.ends - rows.starts)[series][:, None])).nonzero(as_tuple=True)
+    return row, token[row, place], arrived[row, place]
 
 
 def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,24 +293,30 @@ def train(
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
     checks = groups_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
 
+    warm = shape.num_tokens * shape.patch
     decay = [p for p in model.parameters() if p.dim() >= 2]
     plain = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+    peak = config.learning_rate
+    if linear is None and checks:
+        peak *= FINE
+        sampled = [draw(usable, last, train_ends, length, warm, config.batch, generator) for _ in range(STARTING)]
+        start_head(model, before, sampled, rows, checks, length)
     average = copy.deepcopy(model)
     best, best_loss, history = copy.deepcopy(model.state_dict()), math.inf, []
     every = max(1, config.steps // config.checks)
     for step in range(1, config.steps + 1):
         rate = min(step / (0.1 * config.steps), 1.0) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate
+            group["lr"] = peak * rate
         if step % REMEMBER == 1:
             memories = remember(average, before, usable, last, length, generator)
         if step % 2 and memories is not None:
             drawn = torch.randint(len(memories.series), (config.batch,), generator=generator).to(last.device)
             sequences = map_state(lambda part, drawn=drawn: part[drawn], memories)
         else:
-            sequences = draw(usable, last, train_ends, length, shape.num_tokens * shape.patch, config.batch, generator)
+            sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
         model.train()
         batch = forecast_batch(model, linear, before, sequences, length, generator, ORIGINS)
         squared, pinball = losses(batch, levels)
@@ -322,6 +349,51 @@ def train(
     parts = validation_batches(model, linear, rows, checks, length)
     weight = weight if linear is None else confirmed_weight(parts)
     return Fitted(weight, confirmed_spread([*chain(*parts)], weight, levels), history, True)
+
+
+@torch.no_grad()
+def start_head(
+    model: TimeSeriesModel, before: Rows, drawn: list[Sequences], rows: Rows, checks: list[Sequences], length: int
+) -> None:
+    """Start the head at the ridge map from what the untrained blocks make of the sequences to what comes after them.
+
+    Gradient descent finds that map, a good forecast already, only slowly. The penalty is the best one on the validation
+    rows. The map is brought to the rank of the head's bottleneck by the directions in which its forecasts vary most.
+    """
+    model.eval()
+    gram = head_gram(model, before, drawn, length)
+    weights = solve(gram.xx[0], gram.xy[0], PENALTIES)
+    penalty, _ = choose_penalty(weights, PENALTIES, head_gram(model, rows, checks, length))
+    best = weights[PENALTIES.index(penalty)]
+    rank = min(model.config.rank, best.shape[1])
+    directions = np.linalg.eigh(best.T @ gram.xx[0] @ best)[1][:, -rank:]
+    narrow, far = model.narrow.weight, model.far.weight
+    into, out = (torch.from_numpy(part).to(far) for part in ((best @ directions).T, directions))
+    balance = (out.norm() / into.norm().clamp(min=1e-12)).sqrt()  # so that both layers move at like speed
+    far.zero_()
+    narrow[:rank], far[:, :rank] = balance * into, out / balance
+
+
+def head_gram(model: TimeSeriesModel, rows: Rows, sequences: list[Sequences], length: int) -> Gram:
+    """Sums for the ridge map from the last tokens' outputs to the values after them, in units of each series."""
+    config = model.config
+    ahead, size = config.horizon + config.patch, config.num_tokens * config.backbone.dim
+    xx, xy, yy, count = np.zeros((1, size, size)), np.zeros((1, size, ahead)), 0.0, 0
+    for some in sequences:
+        state = model.initial_state(len(some.series))
+        values, encoded = read_sequences(model, rows, some, state, length)
+        row, token, arrived = origins_of(model, rows, some, encoded, None)
+        tokens, level, scale = model.present(*model.seen_at(values, state, encoded, row, token, arrived))
+        truth = windows_at(values, row, token * config.patch + ahead, ahead)
+        unit = rows.units[some.series[row]].unsqueeze(-1)
+        whole = ~truth.isnan().any(1)
+        x = (tokens.flatten(1).double() * (scale.unsqueeze(-1) / unit))[whole].cpu().numpy()
+        y = ((truth - level.unsqueeze(-1)) / unit)[whole].cpu().numpy()
+        xx[0] += x.T @ x
+        xy[0] += x.T @ y
+        yy += float(np.vdot(y, y))
+        count += len(x)
+    return Gram(xx, xy, yy, count)
 
 
 def draw(

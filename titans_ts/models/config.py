@@ -23,9 +23,8 @@ class BackboneConfig:
     segment: tokens of one attention segment ("mac").
     expansion: hidden width of the feed-forward layers, in multiples of dim.
     dropout: share of every block's output that is dropped in training.
-    residual_init: factor on the last projections of every block and of the head at the start. Small: the blocks begin
-        almost silent, the model almost linear, which overfits a small panel later; 1 learns sooner where only the
-        memory can help.
+    residual_init: factor on the last projections of every block and of the head at the start. At 0 the blocks begin
+        silent and the model linear, which overfits a small panel later; 1 learns sooner where only the memory can help.
 
     >>> BackboneConfig(variant="mag").memory.dim
     64
@@ -40,7 +39,7 @@ class BackboneConfig:
     segment: int = 16
     expansion: float = 2.0
     dropout: float = 0.2
-    residual_init: float = 0.1
+    residual_init: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.variant in VARIANTS, f"variant={self.variant!r} must be one of {', '.join(VARIANTS)}.")

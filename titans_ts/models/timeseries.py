@@ -215,15 +215,7 @@ class TimeSeriesModel(nn.Module):
         fixed; the steps that have already arrived are cut off.
         """
         config = self.config
-        level, scale = self.carried_scale(windows[:, None], levels[:, -1:], scales[:, -1:])
-        level, scale = level[:, 0], scale[:, 0]
-        safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
-        ratio = (scales / safe).clamp(max=LIMIT).to(outputs.dtype)
-        drift = torch.where(scales > 0, (levels - level.unsqueeze(-1)) / safe, torch.zeros_like(scales))
-        drift = drift.clamp(-LIMIT, LIMIT).to(outputs.dtype)
-        # A level moves the output of its token as it would move the token's embedding.
-        direction = self.embed.weight[:, : config.patch].sum(1)
-        tokens = outputs * ratio.unsqueeze(-1) + drift.unsqueeze(-1) * direction
+        tokens, level, scale = self.present(windows, outputs, levels, scales)
         far = self.far(self.narrow(self.dropout(tokens).flatten(1)))
 
         place = torch.arange(config.patch, device=windows.device)
@@ -239,6 +231,24 @@ class TimeSeriesModel(nn.Module):
         rises = torch.cat([spread[..., :1], functional.softplus(spread[..., 1:])], -1)
         return Prediction(shift, rises.cumsum(-1), level, scale)
 
+    def present(
+        self,
+        windows: Float[Tensor, "B L"],
+        outputs: Float[Tensor, "B K D"],
+        levels: Float[Tensor, "B K"],
+        scales: Float[Tensor, "B K"],
+    ) -> tuple[Float[Tensor, "B K D"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+        """The last tokens' outputs at the present level and scale, and those two."""
+        level, scale = self.carried_scale(windows[:, None], levels[:, -1:], scales[:, -1:])
+        level, scale = level[:, 0], scale[:, 0]
+        safe = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(-1)
+        ratio = (scales / safe).clamp(max=LIMIT).to(outputs.dtype)
+        drift = torch.where(scales > 0, (levels - level.unsqueeze(-1)) / safe, torch.zeros_like(scales))
+        drift = drift.clamp(-LIMIT, LIMIT).to(outputs.dtype)
+        # A level moves the output of its token as it would move the token's embedding.
+        direction = self.embed.weight[:, : self.config.patch].sum(1)
+        return outputs * ratio.unsqueeze(-1) + drift.unsqueeze(-1) * direction, level, scale
+
     def forecast_at(
         self,
         values: Float[Tensor, "B T"],
@@ -250,6 +260,19 @@ class TimeSeriesModel(nn.Module):
     ) -> Prediction:
         """Forecasts from inside a pass over `values`, which began with the state `before` at the end of a patch: in
         each `row`, after `token` tokens and `arrived` more values."""
+        windows, *last = self.seen_at(values, before, encoded, row, token, arrived)
+        return self.head(windows, arrived, *last)
+
+    def seen_at(
+        self,
+        values: Float[Tensor, "B T"],
+        before: SeriesState,
+        encoded: Encoded,
+        row: Int[Tensor, " S"],
+        token: Int[Tensor, " S"],
+        arrived: Int[Tensor, " S"],
+    ) -> tuple[Float[Tensor, "S L"], Float[Tensor, "S K D"], Float[Tensor, "S K"], Float[Tensor, "S K"]]:
+        """What the head sees there: the window, and the last tokens' outputs, levels and scales."""
         context, patch, keep = self.config.context, self.config.patch, self.config.num_tokens
         both = torch.cat([before.window, values], 1)
         index = token.unsqueeze(-1) + torch.arange(keep, device=token.device)
@@ -258,9 +281,8 @@ class TimeSeriesModel(nn.Module):
             joined = torch.cat([old, new], 1)
             return joined[row.unsqueeze(-1), index.clamp(max=joined.shape[1] - 1)]
 
-        return self.head(
+        return (
             windows_at(both, row, context + token * patch + arrived, context),
-            arrived,
             last_tokens(before.outputs, encoded.outputs),
             last_tokens(before.levels, encoded.levels),
             last_tokens(before.scales, encoded.scales),
