@@ -26,7 +26,7 @@ ModelFolder = Annotated[Path, typer.Argument(help="Folder of a saved forecaster.
 
 @app.command()
 def demo(
-    name: Annotated[str, typer.Argument(help="Shipped series: co2, elnino, sunspots, nile or macrodata.")] = "co2",
+    name: Annotated[str, typer.Argument(help="Shipped series: co2, elnino, sunspots, nile or macrodata.")] = "elnino",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the picture and the table; none: nothing is written.")
     ] = None,

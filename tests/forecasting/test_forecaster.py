@@ -24,7 +24,17 @@ from titans_ts.forecasting import training
 from titans_ts.forecasting.baselines import validation_ends
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.inference import prefill
-from titans_ts.forecasting.training import Rows, Sequences, TrainConfig, forecast_batch
+from titans_ts.forecasting.training import (
+    Batch,
+    Rows,
+    Sequences,
+    TrainConfig,
+    confirmed_weight,
+    errors_left,
+    forecast_batch,
+    groups_of,
+    validation_sequences,
+)
 from titans_ts.models.blocks import memory_of
 from titans_ts.models.config import VARIANTS, BackboneConfig
 from titans_ts.models.timeseries import TimeSeriesModel
@@ -33,7 +43,9 @@ HORIZON = 5
 LEVELS = [80, 95]
 SERIES = ("a", "b", "c")
 MEMORY = MemoryConfig(dim=8, heads=2, depth=1, expansion=2, chunk=16, conv=2, persistent=2)
-SMALL = BackboneConfig(dim=8, depth=1, heads=2, window=3, segment=3, dropout=0.0, memory=MEMORY)
+SMALL = BackboneConfig(
+    dim=8, depth=1, heads=2, window=3, segment=3, dropout=0.0, residual_init=1.0, memory=MEMORY
+)  # blocks that speak from the start
 DEEP = replace(SMALL, memory=replace(MEMORY, depth=2, chunk=3))
 QUICK = TrainConfig(steps=3, batch=4, checks=1)
 LINEAR = TrainConfig(steps=0)
@@ -675,18 +687,32 @@ def test_a_warm_start_on_another_shape_begins_anew():
 
 
 def test_the_validation_rows_do_not_train_the_model():
+    """Without a linear path they choose the penalty of the map that the head starts at, and when to stop."""
     panel = read(PAST)[0]
     ends = validation_ends(panel, QUICK.validation, HORIZON)
-    assert (ends < panel.lengths).all()
     place = PAST.groupby("unique_id").cumcount().to_numpy()
     behind = place >= np.repeat(ends, panel.lengths)
-    moved = PAST.assign(y=np.where(behind, 3 * PAST["y"] + 1, PAST["y"]))
+    assert behind.any()
+    moved = PAST.assign(y=np.where(behind, 1.001 * PAST["y"], PAST["y"]))
     alone = replace(QUICK, linear=False)
     one, two = make(train=alone).fit(PAST), make(train=alone).fit(moved)
     assert one.history_[-1][1] != two.history_[-1][1]  # they are looked at
     assert equal(weights(one), weights(two))
     earlier = PAST.assign(y=np.where(place < 40, PAST["y"] + place % 3, PAST["y"]))
     assert not equal(weights(make(train=alone).fit(earlier)), weights(one))
+
+
+def test_the_head_starts_at_the_ridge_map_of_what_the_blocks_say():
+    """Silent blocks leave the embedded values: after one tiny step the model still forecasts like ridge on them."""
+    steps = np.arange(400)
+    y = np.sin(2 * np.pi * steps / 7) + 0.5 * np.sin(2 * np.pi * steps / 11)
+    still = replace(QUICK, linear=False, steps=1, learning_rate=1e-9)
+    whole = BackboneConfig(dim=8, depth=1, memory=replace(SMALL.memory, dim=8), dropout=0.0)
+    forecaster = make(train=still, model=whole, context_length=24).fit(y[:380])
+    error = np.abs(forecaster.predict() - y[380 : 380 + HORIZON]).max()
+    assert error < 0.1
+    untrained = make(train=replace(still, validation=0), model=whole, context_length=24).fit(y[:380])
+    assert np.abs(untrained.predict() - y[380 : 380 + HORIZON]).max() > 0.5
 
 
 def test_beside_a_linear_path_the_validation_rows_choose_its_penalty_and_nothing_else():
@@ -696,6 +722,47 @@ def test_beside_a_linear_path_the_validation_rows_choose_its_penalty_and_nothing
     assert one.linear_.penalty == two.linear_.penalty
     assert one.history_ != two.history_
     assert equal(weights(one), weights(two))
+
+
+def some_batch(gain, generator):
+    """Errors of size one that the whole correction shrinks to `1 - gain`."""
+    left = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    one = torch.ones(20, dtype=torch.float64)
+    return Batch(torch.zeros_like(left), gain * left, left[..., None], one, left, one)
+
+
+def test_a_correction_enters_only_where_its_gain_is_beyond_doubt():
+    generator = torch.Generator().manual_seed(0)
+
+    def weight(*gains):
+        return confirmed_weight([[some_batch(gain, generator)] for gain in gains])
+
+    assert weight(*[0.5] * 8) == 1.0
+    assert weight(*[-0.5] * 8) == 0.0
+    assert weight(*[2.0] * 8) == 0.5  # it speaks twice too loud
+    assert weight(0.9, -0.3, -0.3, -0.3, 0.9, -0.3, -0.3, -0.3) == 0.0  # where it helps, it may be by chance
+    assert weight(0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, -0.1) > 0.5
+    # squared error gains where absolute error loses: not taken
+    outliers = [[Batch(*(part.clone() for part in some_batch(0.0, generator)))] for _ in range(8)]
+    for group in outliers:
+        truth = torch.cat([torch.full((1, 3), 10.0), torch.zeros(19, 3)]).double()
+        group[0] = group[0]._replace(truth=truth, shift=torch.ones(20, 3, dtype=torch.float64))
+    assert errors_left(outliers, 0.5).mean(0)[0, 0] < errors_left(outliers, 0.0).mean(0)[0, 0]
+    assert confirmed_weight(outliers) == 0.0
+
+
+def test_validation_groups_hold_every_sequence_once_in_the_order_of_time():
+    random = np.random.default_rng(0)
+    rows = rows_of(*(random.normal(size=n) for n in (400, 300, 350)))
+    ends = torch.tensor([200, 250, 100])
+    checks = validation_sequences(rows, ends, 20, 5)
+    groups = groups_of(checks, rows, ends)
+    assert len(groups) >= 8
+    assert max(len(group.series) for group in groups) <= 16
+    share = [(group.first - ends[group.series]) / (rows.ends - rows.starts - ends)[group.series] for group in groups]
+    assert all(a.max() <= b.min() for a, b in pairwise(share))
+    seen = sorted((int(s), int(f)) for group in groups for s, f in zip(group.series, group.first, strict=True))
+    assert seen == sorted(zip(checks.series.tolist(), checks.first.tolist(), strict=True))
 
 
 def rows_of(*series):

@@ -21,7 +21,8 @@ COLOURS = {
     "Titans frozen": "tab:cyan",
     "Ridge": "tab:orange",
     "SeasonalNaive": "tab:gray",
-}  # Series shipped with the package, each with a horizon of about its season.
+}
+# Series shipped with the package, each with a horizon of about its season.
 HORIZONS = {"co2": 26, "elnino": 12, "sunspots": 11, "nile": 10, "macrodata": 8}
 
 
@@ -64,7 +65,7 @@ def stream(forecasters: dict[str, PanelForecaster], later: pd.DataFrame, horizon
     return pd.concat(pages, ignore_index=True)
 
 
-def run_demo(name: str = "co2", *, seed: int = 0, stride: int | None = None, verbose: int = 0) -> Demo:
+def run_demo(name: str = "elnino", *, seed: int = 0, stride: int | None = None, verbose: int = 0) -> Demo:
     """Fit on the first 80 % of a shipped data set and stream the rest; nothing is written.
 
     `stride`: steps between two forecasts; None: a quarter of the horizon.
@@ -121,7 +122,8 @@ def draw_demo(demo: Demo, path: Path, models: Sequence[str] = ("Titans updating"
     top.legend(loc="best", frameon=False)
     for model in demo.table.index:
         missed = (own[model] - own["y"]).abs().groupby(own["cutoff"]).mean()
-        bottom.plot(own.groupby("cutoff")["ds"].min(), missed.rolling(8, min_periods=1).mean(), label=model)
+        when = own.groupby("cutoff")["ds"].min()
+        bottom.plot(when, missed.rolling(8, min_periods=1).mean(), color=COLOURS[model], label=model)
     bottom.set_ylabel("absolute error,\nmean of 8 forecasts")
     bottom.legend(loc="best", frameon=False, ncols=4)
     figure.savefig(path, dpi=110)

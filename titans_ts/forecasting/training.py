@@ -207,31 +207,34 @@ def confirmed_weight(parts: list[list[Batch]]) -> float:
     >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, one[0])]])
     0.25
     """
+    before = errors_left(parts, 0.0)
+    level = before.mean(0).clamp(min=1e-300)
     best, least = 0.0, 1.0
     for step in range(1, 21):
-        ratios = torch.tensor([[errors_kept(batch, step / 20) for batch in group] for group in parts])
-        mean = ratios.mean(0)
-        doubt = ratios.std(0) / len(parts) ** 0.5 if len(parts) > 1 else torch.zeros_like(mean)
-        if (mean + SURE * doubt < 1).all() and mean.mean() < least:
-            best, least = step / 20, float(mean.mean())
+        after = errors_left(parts, step / 20)
+        ratio = after.mean(0) / level
+        doubt = (after - before).std(0) / len(parts) ** 0.5 / level if len(parts) > 1 else torch.zeros_like(level)
+        if (ratio + SURE * doubt < 1).all() and ratio.mean() < least:
+            best, least = step / 20, float(ratio.mean())
     return best
 
 
-def errors_kept(batch: Batch, weight: float) -> tuple[float, float]:
-    """Squared and absolute error with this share of the correction, relative to those without it.
+def errors_left(parts: list[list[Batch]], weight: float) -> Tensor:
+    """Mean squared and absolute error with this share of the correction, [group, way, 2]; groups and ways without a
+    known value are 0.
 
     >>> one = torch.ones(1, 1)
-    >>> errors_kept(Batch(0 * one, one, one[None], one[0], one, one[0]), 0.5)
-    (0.25, 0.5)
+    >>> errors_left([[Batch(0 * one, one, one[None], one[0], one, one[0])]], 0.5)
+    tensor([[[0.2500, 0.5000]]], dtype=torch.float64)
     """
-    known = ~batch.truth.isnan()
-    if not known.any():
-        return 1.0, 1.0
-    unit = batch.unit.unsqueeze(-1)
-    left = ((batch.truth - batch.base) / unit)[known]
-    after = left - weight * (batch.scale.unsqueeze(-1) * batch.shift / unit)[known]
-    squared, absolute = ((after**power).abs().sum() / (left**power).abs().sum().clamp(min=1e-300) for power in (2, 1))
-    return float(squared), float(absolute)
+
+    def errors(batch: Batch) -> Tensor:
+        known = ~batch.truth.isnan()
+        left = batch.truth - batch.base - weight * batch.scale.unsqueeze(-1) * batch.shift
+        left = (left / batch.unit.unsqueeze(-1))[known]
+        return torch.stack([left.square().sum(), left.abs().sum()]).double().cpu() / known.sum().clamp(min=1).cpu()
+
+    return torch.stack([torch.stack([errors(batch) for batch in group]) for group in parts])
 
 
 def confirmed_spread(batches: list[Batch], weight: float, levels: Tensor) -> float:
