@@ -155,6 +155,24 @@ def recall(
 
 
 @benchmark.command()
+def panels(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a set and model; those there are kept.")],
+    name: Annotated[list[str] | None, typer.Option("--set", help="Sets, repeatable; default: all eleven.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Titans, Ridge, SeasonalNaive, AutoETS, AutoTheta, AutoARIMA; default: the first three."),
+    ] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the Monash archive's files.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the fit and of the samples of the largest sets.")] = 0,
+) -> None:
+    """The panels of the M1, M3, M4 and tourism competitions, beside seasonal naive, ridge and statsforecast."""
+    from .benchmark.panels import OURS, SETS, panels_table, run_panels
+
+    results = run_panels(tuple(name or SETS), tuple(model or OURS), out, folder=folder, seed=seed)
+    typer.echo(panels_table(results).round(4).to_string())
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),

@@ -130,6 +130,46 @@ def test_a_broken_header_is_repaired_by_the_card(places, know):
     assert data.load("toy")["unique_id"].unique().tolist() == ["a", "b (m²)"]
 
 
+TSF = b"""# a comment
+@relation toy
+@attribute series_name string
+@attribute start_timestamp date
+@frequency quarterly
+@data
+A:1990-05-31 00-00-00:1,2.5,?
+B:1700-01-01 00-00-00:4
+"""
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
+def test_a_file_of_the_monash_archive_becomes_a_long_frame(places, know, ends):
+    card = {"layout": "tsf", "file": "toy.tsf", "freq": "QS", "sha256": hashlib.sha256(TSF).hexdigest()}
+    know(dataclasses.replace(TOY, **card))
+    (places["shipped"] / "toy.tsf").write_bytes(TSF.replace(b"\n", ends))
+    frame = data.load("toy")
+    assert frame["unique_id"].tolist() == ["A", "A", "A", "B"]
+    assert frame["ds"].astype(str).tolist() == ["1990-04-01", "1990-07-01", "1990-10-01", "1700-01-01"]
+    np.testing.assert_array_equal(frame["y"], [1, 2.5, np.nan, 4])
+
+
+def test_hours_of_the_monash_archive_keep_their_clock(places, know):
+    content = b"@data\nA:2015-07-01 12-00-00:1,2\n"
+    card = {"layout": "tsf", "file": "toy.tsf", "freq": "h", "sha256": hashlib.sha256(content).hexdigest()}
+    know(dataclasses.replace(TOY, **card))
+    (places["shipped"] / "toy.tsf").write_bytes(content)
+    assert data.load("toy")["ds"].tolist() == [pd.Timestamp("2015-07-01 12:00"), pd.Timestamp("2015-07-01 13:00")]
+
+
+def test_columns_without_time_stamps_begin_where_the_card_says(places, know):
+    content = b"a,b\n1,\n2,5\n"
+    card = {"layout": "columns", "start": "1998-01-01", "freq": "MS", "sha256": hashlib.sha256(content).hexdigest()}
+    know(dataclasses.replace(TOY, **card))
+    (places["shipped"] / TOY.file).write_bytes(content)
+    frame = data.load("toy")
+    assert frame["ds"].dt.month.tolist() == [1, 2, 1, 2]
+    np.testing.assert_array_equal(frame["y"], [1, 2, np.nan, 5])
+
+
 # ---- cards
 
 
@@ -139,7 +179,7 @@ def test_names_are_sorted_and_every_one_has_a_card():
         card = data.describe(name)
         assert card.name == name
         assert len(bytes.fromhex(card.sha256)) == 32
-        assert card.layout in ("long", "wide")
+        assert card.layout in ("long", "wide", "tsf", "columns")
         assert card.title
         assert card.licence
         assert card.source
@@ -148,7 +188,7 @@ def test_names_are_sorted_and_every_one_has_a_card():
 
 @pytest.mark.parametrize("look_up", [data.load, data.describe])
 def test_an_unknown_name_is_answered_with_the_known_ones(look_up):
-    with pytest.raises(ValueError, match=r"no data set 'ett'; known are co2, elnino, etth1"):
+    with pytest.raises(ValueError, match=r"no data set 'ett'; known are car_parts, co2, elnino, etth1"):
         look_up("ett")
 
 

@@ -146,7 +146,8 @@ def test_no_token_changes_nothing():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_dropout_is_for_training_only(variant):
     memory = MemoryConfig(dim=8, depth=1)
-    model = Backbone(BackboneConfig(dim=8, depth=1, heads=2, variant=variant, memory=memory, dropout=0.5))
+    config = BackboneConfig(dim=8, depth=1, heads=2, variant=variant, memory=memory, dropout=0.5, residual_init=1.0)
+    model = Backbone(config)
     x = torch.randn(1, 6, 8)
     assert not torch.equal(model(x)[0], model(x)[0])
     model.eval()

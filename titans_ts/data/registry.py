@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import pooch
 
@@ -37,7 +38,7 @@ class Card:
     title: str
     file: str
     sha256: str
-    layout: Literal["long", "wide"]
+    layout: Literal["long", "wide", "tsf", "columns"]
     freq: str
     season_length: int
     series: int
@@ -48,14 +49,16 @@ class Card:
     time_column: str = "ds"
     url: str | None = None
     note: str | None = None
+    horizon: int | None = None
+    start: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
 
 
 def names() -> list[str]:
     """The names that `load` knows, in alphabetical order.
 
-    >>> names()
-    ['co2', 'elnino', 'etth1', 'etth2', 'ettm1', 'ettm2', 'macrodata', 'nile', 'sunspots', 'weather']
+    >>> names()[:4]
+    ['car_parts', 'co2', 'elnino', 'etth1']
     """
     return sorted(_cards())
 
@@ -88,7 +91,9 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> pd.DataFram
     card = describe(name)
     path = _find(card, _folders(folder)) or _download(card, folder)
     content = _checked(card, path)
-    return _read_long(content) if card.layout == "long" else _read_wide(content, card)
+    if card.layout == "long":
+        return _read_long(content)
+    return {"wide": _read_wide, "tsf": _read_tsf, "columns": _read_columns}[card.layout](content, card)
 
 
 @cache
@@ -128,6 +133,8 @@ def _checked(card: Card, path: Path) -> bytes:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole gzip file ({error}): delete it, or replace it.") from error
+    if card.layout == "tsf":  # copies differ in their line ends
+        content = content.replace(b"\r\n", b"\n")
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != card.sha256:
         raise ValueError(
@@ -180,4 +187,36 @@ def _read_wide(content: bytes, card: Card) -> pd.DataFrame:
     wide = pd.read_csv(io.BytesIO(content), parse_dates=[card.time_column]).rename(columns=dict(card.rename))
     long = wide.melt(id_vars=card.time_column, var_name="unique_id", value_name="y")
     long = long.rename(columns={card.time_column: "ds"}).astype({"y": "float64"})
+    return long[["unique_id", "ds", "y"]]
+
+
+def _read_tsf(content: bytes, card: Card) -> pd.DataFrame:
+    """The format of the Monash archive: a header, then a line `name:start:value,value,...` for each series. A start
+    inside a year, quarter or month stands for that whole period."""
+    months = {"YS": 12, "QS": 3, "MS": 1}.get(card.freq)
+    names, times, values = [], [], []
+    for line in content.decode("latin-1").partition("@data")[2].split("\n"):
+        if not line.strip():
+            continue
+        name, start, *_, numbers = line.strip().split(":")
+        y = np.array(numbers.replace("?", "nan").split(","), dtype=np.float64)
+        step = np.arange(len(y))
+        if months is None:
+            first = np.datetime64(pd.Timestamp(f"{start[:10]} {start[11:].replace('-', ':')}"), "s")
+            ds = first + step * np.timedelta64(pd.Timedelta(1, card.freq)).astype("timedelta64[s]")
+        else:
+            month = np.datetime64(start[:7], "M").astype(np.int64)
+            ds = (month - month % months + months * step).astype("datetime64[M]").astype("datetime64[s]")
+        names.append(name)
+        times.append(ds)
+        values.append(y)
+    ids = np.repeat(np.array(names, dtype=object), [len(y) for y in values])
+    return pd.DataFrame({"unique_id": ids, "ds": np.concatenate(times), "y": np.concatenate(values)})
+
+
+def _read_columns(content: bytes, card: Card) -> pd.DataFrame:
+    """A column for each series, without time stamps: the first row is that of `card.start`."""
+    wide = pd.read_csv(io.BytesIO(content)).astype("float64")
+    wide.index = pd.date_range(card.start, periods=len(wide), freq=card.freq, name="ds")
+    long = wide.melt(var_name="unique_id", value_name="y", ignore_index=False).reset_index()
     return long[["unique_id", "ds", "y"]]
