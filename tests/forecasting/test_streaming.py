@@ -22,7 +22,13 @@ def fitted(**changes):
     backbone = BackboneConfig(
         dim=16, heads=2, residual_init=1.0, memory=MemoryConfig(dim=16, heads=2, depth=changes.pop("depth", 1))
     )
-    options = {"horizon": 6, "context_length": 24, "model": backbone, "train": TrainConfig(steps=5), "random_state": 0}
+    options = {
+        "horizon": 6,
+        "context_length": 24,
+        "model": backbone,
+        "train": TrainConfig(steps=5, checks=1),
+        "random_state": 0,
+    }
     return TitansForecaster(**(options | changes)).fit(PAST)
 
 
@@ -99,7 +105,7 @@ VARIATIONS = {
     "a map a series": {},
     "the median": {"point": "median"},
     "frozen": {"adapt": False},
-    "no linear path": {"train": TrainConfig(steps=5, linear=False)},
+    "no linear path": {"train": TrainConfig(steps=5, linear=False, checks=1)},
     "nothing learnt": {"train": TrainConfig(steps=0)},
 }
 

@@ -63,15 +63,16 @@ class StreamingForecaster:
         horizon, quantiles = model.config.horizon, len(model.config.quantiles)
         linear = np.zeros((0, model.config.context * horizon))
         if forecaster.linear_ is not None:
-            linear = np.ascontiguousarray(forecaster.linear_.weights, dtype=np.float64)
-            linear = linear.reshape(len(linear), -1)
+            linear = np.array(forecaster.linear_.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
         residuals = forecaster.residuals_
         readout = Readout(
             linear=linear,
             maps=held.maps.cpu().numpy().copy(),
             correction=float(forecaster.correction_),
             spread=float(forecaster.spread_),
-            residuals=np.zeros((0, quantiles)) if residuals is None else np.ascontiguousarray(residuals),
+            residuals=np.zeros((0, quantiles))
+            if residuals is None
+            else np.array(residuals, dtype=np.float64, order="C"),
         )
         with torch.no_grad():
             fused = FusedModel(model, held.series)
@@ -91,7 +92,7 @@ class StreamingForecaster:
             self.model.update(self._row, self._value, self.adapt)
             return
         places = self._checked(rows)
-        numbers = np.ascontiguousarray(values, dtype=np.float64)
+        numbers = np.array(values, dtype=np.float64, order="C")
         require(
             numbers.shape == places.shape, f"{len(places)} rows and values of shape {numbers.shape}: one value a row."
         )
@@ -119,7 +120,9 @@ class StreamingForecaster:
         return self.model.series_state()
 
     def _checked(self, rows: ArrayLike) -> Int:
-        places = np.ascontiguousarray(rows, dtype=np.int64)
+        places = np.array(
+            rows, dtype=np.int64, order="C"
+        )  # copies: for a read-only or strided array all would compile anew
         require(places.ndim == 1, f"rows have shape {places.shape}: pass one row or a flat list of rows.")
         if places.size:
             wrong = places[(places < 0) | (places >= len(self))]

@@ -468,13 +468,11 @@ def packed_weights(model: TimeSeriesModel) -> tuple[NDArray[Any], NDArray[Any]]:
         whole: NDArray[Any] = torch.cat([part.detach().cpu().reshape(-1) for part in parts]).numpy()
         return whole
 
-    rows = []
-    layers = model.backbone
-    for mixer, norm, feed, feed_norm in zip(
-        layers.mixers, layers.mixer_norms, layers.feeds, layers.feed_norms, strict=True
-    ):
-        memory: Any = mixer.memory
-        parts: list[Any] = [
+    rows, stack = [], model.backbone
+    layers: Any = zip(stack.mixers, stack.mixer_norms, stack.feeds, stack.feed_norms, strict=True)
+    for mixer, norm, feed, feed_norm in layers:
+        memory = mixer.memory
+        parts = [
             norm.scale, memory.project.weight, memory.conv.weight[:, 0].T, memory.gates.weight, memory.gates.bias,
             memory.norm.scale, memory.gate.weight, memory.out.weight,
             feed_norm.scale, feed.up.weight, feed.down.weight,

@@ -64,13 +64,14 @@ def gelu(x, out):
 
 @compiled
 @no_type_check
-def times_slope(x, out):
-    """out [W] times the derivative of the GELU at x [W]."""
+def gelu_and_slope(x, out):
+    """out [W] = the exact GELU of x [W], and x becomes its derivative there."""
     one, half = x.dtype.type(1), x.dtype.type(0.5)
     root, peak = x.dtype.type(0.7071067811865476), x.dtype.type(0.3989422804014327)
     for j in range(len(x)):
-        slope = half * (one + math.erf(x[j] * root)) + x[j] * math.exp(-half * x[j] * x[j]) * peak
-        out[j] *= slope
+        share = half * (one + math.erf(x[j] * root))
+        out[j] = x[j] * share
+        x[j] = share + x[j] * math.exp(-half * x[j] * x[j]) * peak
 
 
 @compiled
@@ -156,9 +157,10 @@ def standardize(x):
 @compiled
 @no_type_check
 def gradient(weights, widths, residual, key, value, x, z, d):
-    """Inputs x, sums z and deltas d of every layer for one token; returns the token's stiffness.
+    """Inputs x and deltas d of every layer for one token; returns the token's stiffness.
 
-    A layer's input lies in x and z at the sum of the widths before it, and so does the delta of the layer before.
+    A layer's input lies in x at the sum of the widths before it, its delta in d at that of the layer after. z holds, at
+    the places of x, the slopes of the hidden layers and what the network says.
     """
     kind = weights.dtype.type
     two, size = kind(2), kind(len(key))
@@ -170,7 +172,7 @@ def gradient(weights, widths, residual, key, value, x, z, d):
         over, end = there + widths[layer + 1], begin + widths[layer] * widths[layer + 1]
         through(weights[begin:end], x[here:there], z[there:over])
         if layer + 1 < layers:
-            gelu(z[there:over], x[there:over])
+            gelu_and_slope(z[there:over], x[there:over])
         here, begin = there, end
 
     said, delta = z[here : here + len(value)], d[here : here + len(value)]
@@ -202,7 +204,8 @@ def gradient(weights, widths, residual, key, value, x, z, d):
         if layer:
             end = begin + widths[layer] * widths[layer + 1]
             through_rows(weights[begin:end], d[there:over], d[here:there])
-            times_slope(z[here:there], d[here:there])
+            for j in range(here, there):
+                d[j] *= z[j]
     return max(kind(1), whole / (last + kind(1e-12)))
 
 
