@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from titans_ts.benchmark import stream
 from titans_ts.benchmark.ltsf import write_json
 from titans_ts.benchmark.tables import render
+from titans_ts.forecasting.streaming import StreamingForecaster
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +49,21 @@ def test_the_run_is_written_and_read_back(result, tmp_path):
     assert table.count("\n") == 2 + len(result["cases"]) + 1
     assert "20 series, width 32, hidden 64: forecast" in table
     assert len(stream.stream_table(result)) == len(result["cases"])
+
+
+def test_sides_that_saw_different_observations_are_not_compared():
+    """A flat array is N steps of one series, not one step of N: timing that would time something else."""
+    forecaster = stream.fitted(stream.SMALL, 3)
+    began, rows = forecaster._known.state.series.position.numpy().copy(), np.arange(3)
+    compiled, new = StreamingForecaster.from_forecaster(forecaster), stream.seasonal(2, 3, seed=1)
+    compiled.update(rows, new[0])
+    with pytest.raises(RuntimeError, match="not seen the same observations"):
+        stream.require_same(forecaster, compiled, began + 1)
+    forecaster.update(new[:1])
+    stream.require_same(forecaster, compiled, began + 1)
+    compiled.update(rows, new[1])
+    forecaster.update(new[1:] + 5)
+    with pytest.raises(RuntimeError, match="forecast different numbers"):
+        stream.require_same(forecaster, compiled, began + 2)
+    wrong = stream.fitted(stream.SMALL, 3).update(new[0])
+    assert (wrong._known.state.series.position.numpy() - began).tolist() == [3, 0, 0]

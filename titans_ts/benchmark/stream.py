@@ -21,7 +21,7 @@ import torch
 
 from ..core.config import MemoryConfig
 from ..forecasting.forecaster import TitansForecaster
-from ..forecasting.panel import Float
+from ..forecasting.panel import Float, Int
 from ..forecasting.streaming import StreamingForecaster
 from ..forecasting.training import TrainConfig
 from ..models.config import BackboneConfig
@@ -104,6 +104,17 @@ def spread_of(times: Float, series: int = 1) -> dict[str, float]:
     }
 
 
+def require_same(forecaster: TitansForecaster, stream: StreamingForecaster, position: Int) -> None:
+    """Raise `RuntimeError` unless both sides have seen `position` [N] steps and forecast the same."""
+    rows, held = np.arange(len(stream)), forecaster._known.state
+    seen = [held.series.position.numpy(), stream.series_state().position.numpy()]
+    if not all(np.array_equal(each, position) for each in seen):
+        raise RuntimeError("the two sides have not seen the same observations: their times cannot be compared")
+    said, true = stream.forecast(rows), forecaster._forecast(held, rows)
+    if not np.allclose(said.quantiles, true.quantiles, rtol=1e-3, atol=1e-3):
+        raise RuntimeError("the two sides forecast different numbers: their times cannot be compared")
+
+
 def one_series(depth: int) -> dict[str, Any]:
     """An observation in and a forecast out, of one series of the default forecaster with a memory of this depth."""
     model = BackboneConfig(memory=MemoryConfig(dim=64, heads=2, depth=depth, persistent=4))
@@ -117,24 +128,35 @@ def one_series(depth: int) -> dict[str, Any]:
     def torch_path(i: int) -> object:
         return forecaster.update(new[i]).predict(level=80)
 
+    began = forecaster._known.state.series.position.numpy().copy()
+    beside = timed(torch_path, SINGLE_TORCH)
+    timed(fused, SINGLE_TORCH)  # as far as torch has come, to be compared
+    require_same(forecaster, stream, began + SINGLE_TORCH + WARM)
     return {
         "case": f"one series, default preset, memory depth {depth}: update and forecast",
         "series": 1,
         "fused": spread_of(timed(fused, SINGLE)),
-        "torch": spread_of(timed(torch_path, SINGLE_TORCH)),
+        "torch": spread_of(beside),
     }
 
 
-def many_series(series: int, patches: int = 8) -> list[dict[str, Any]]:
-    """One observation of every series in one call, where it completes a patch and where not, and all forecasts."""
+def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
+    """One observation of every series in one call, where it completes a patch and where not, and all forecasts.
+
+    Both sides get the same observations, and are held to the same forecasts afterwards: a side that was fast because it
+    did something else would be found out.
+    """
     forecaster = fitted(SMALL, 16)
     forecaster.update(seasonal(8 * WARM, series, seed=1))  # ids beyond the first 16 begin new series
     stream, rows = StreamingForecaster.from_forecaster(forecaster), np.arange(series)
     patch, moved = forecaster.patch_length_, written_bytes(forecaster)
     new = seasonal((patches + 2) * patch, series, seed=2)
+    began = forecaster._known.state.series.position.numpy().copy()
     warm = patch + (-forecaster._known.state.series.position[-1].item()) % patch  # measuring begins with a patch
     fused = timed(lambda i: stream.update(rows, new[i]), patches * patch, warm).reshape(patches, patch)
-    beside = timed(lambda i: forecaster.update(new[i]), 2 * patch, warm).reshape(2, patch)
+    # [1, N]: a flat array would be N steps of one series
+    beside = timed(lambda i: forecaster.update(new[i : i + 1]), patches * patch, warm).reshape(patches, patch)
+    require_same(forecaster, stream, began + warm + patches * patch)
     name = f"{series} series, width {SMALL.dim}, hidden {2 * SMALL.memory.head_dim}"
     return [
         {
