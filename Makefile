@@ -11,6 +11,7 @@ demo: .venv-demo/.installed
 
 test: lint
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -q -n 2
+	NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -q -n 2 tests/laws tests/golden -k numba
 	$(MAKE) --no-print-directory check-wheel
 
 test-long: .venv-test/.installed

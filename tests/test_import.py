@@ -12,14 +12,15 @@ import titans_ts
 PROGRAM = """
 import json, sys, time
 before = time.process_time()
-import titans_ts
-print(json.dumps([time.process_time() - before, sorted({name.split(".")[0] for name in sys.modules})]))
+import {module}
+print(json.dumps([time.process_time() - before, sorted({{name.split(".")[0] for name in sys.modules}})]))
 """
 
 
-def import_in_a_new_process() -> tuple[float, list[str]]:
+def import_in_a_new_process(module: str = "titans_ts") -> tuple[float, list[str]]:
     """The CPU seconds that the import alone took, and the top-level modules present after it."""
-    printed = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout
+    program = PROGRAM.format(module=module)
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     return tuple(json.loads(printed))
 
 
@@ -31,6 +32,13 @@ def test_importing_the_package_imports_nothing_heavy():
     _, modules = import_in_a_new_process()
     assert "titans_ts" in modules
     assert not {"torch", "pandas", "sklearn", "numpy", "numba", "scipy"} & set(modules)
+
+
+@pytest.mark.parametrize("module", ["titans_ts.core.memory", "titans_ts.forecasting.forecaster"])
+def test_numba_waits_until_it_is_asked_for(module):
+    _, modules = import_in_a_new_process(module)
+    assert "torch" in modules
+    assert "numba" not in modules
 
 
 @pytest.mark.parametrize("name", [name for name in titans_ts.__all__ if name != "__version__"])

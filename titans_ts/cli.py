@@ -173,6 +173,22 @@ def panels(
 
 
 @benchmark.command()
+def stream(
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    series: Annotated[int, typer.Option(help="Series of the case with many.")] = 10_000,
+) -> None:
+    """One observation and its forecast: the compiled stream beside torch, for one series and for many."""
+    from .benchmark.ltsf import write_json
+    from .benchmark.stream import run_stream, stream_table
+
+    result = run_stream(series)
+    typer.echo(f"memory bandwidth, one core: {result['bandwidth_gb_s']} GB/s; microseconds a series")
+    typer.echo(stream_table(result).to_string(index=False))
+    if out is not None:
+        write_json(result, out / "stream.json")
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),

@@ -47,6 +47,7 @@ def test_a_configuration_is_frozen_and_takes_names_only():
         ({"depth": 2}, "chunked"),
         ({"depth": 1, "op": "reference"}, "reference"),
         ({"depth": 3, "op": "chunked"}, "chunked"),
+        ({"depth": 2, "op": "numba"}, "numba"),
     ],
 )
 def test_the_op_is_the_configured_one_or_the_fast_one(words, op):

@@ -41,14 +41,14 @@ def hand_tokens(eta: float, *, momentum: bool = True) -> Tokens:
     return Tokens(key, key, sequence([[2.0, 0.0], [4.0, 0.0]]), half, etas, 0 * half)
 
 
-@pytest.mark.parametrize("op", ["reference", "chunked"])
+@pytest.mark.parametrize("op", ["reference", "chunked", "numba"])
 @pytest.mark.parametrize(("eta", "chunk", "first", "second"), HAND)
 def test_two_writes_of_one_key_give_the_numbers_worked_out_by_hand(op, eta, chunk, first, second):
     reads, _ = OPS[op](start([[[0.0, 0.0], [0.0, 0.0]]]), hand_tokens(eta), Rule(chunk=chunk))
     assert reads[0, 0, :, 0].tolist() == pytest.approx([first, second], abs=1e-12)
 
 
-@pytest.mark.parametrize("op", ["reference", "exact_linear"])
+@pytest.mark.parametrize("op", ["reference", "exact_linear", "numba"])
 @pytest.mark.parametrize("chunk", [1, 2])
 @pytest.mark.parametrize(("eta", "second"), [(0.0, 4.0), (0.5, 5.0)])
 def test_without_an_anchor_the_same_two_writes_do_not_depend_on_the_chunk(op, chunk, eta, second):
@@ -92,7 +92,7 @@ READS = {
 LAST = {1: [0.1218581411, 0.2620199201, 0.0245196067], 4: [0.1203263703, 0.2679852922, 0.0446777216]}
 
 
-@pytest.mark.parametrize("op", ["reference", "chunked"])
+@pytest.mark.parametrize("op", ["reference", "chunked", "numba"])
 @pytest.mark.parametrize("chunk", [1, 2, 4])
 def test_a_small_network_reads_the_golden_values_after_each_write(op, chunk):
     reads, state = OPS[op](start(NETWORK), FOUR, Rule(chunk=chunk))

@@ -40,7 +40,8 @@ def name_of(config: Any) -> str | None:
         return None
     off = [word for word in ("momentum", "forgetting") if not getattr(config, word)]
     parts = [f"depth{config.depth}", *["residual"] * config.residual, *["layer_gates"] * config.layer_gates]
-    return "-".join([*parts, *(f"no_{word}" for word in off)])
+    op = [] if config.op == "auto" else [config.op]
+    return "-".join([*parts, *(f"no_{word}" for word in off), *op])
 
 
 # Every wiring with every depth of memory; windows, segments and chunks that do not divide each other.

@@ -22,7 +22,7 @@ from titans_ts.core.state import leaves, map_state
 from titans_ts.models.blocks import memory_of
 
 TIME = 9
-EVERY_OP = [(config, op) for config in CONFIGS for op in (choose(config), "reference")]
+EVERY_OP = [(config, op) for config in CONFIGS for op in (choose(config), "reference", "numba")]
 
 
 def memories(config: Any, state: Any) -> list[Any]:
@@ -98,7 +98,7 @@ def test_what_a_missing_token_holds_never_reaches_the_memory(config):
         eta=torch.where(hidden, torch.rand_like(tokens.eta), tokens.eta),
         alpha=torch.where(hidden, torch.rand_like(tokens.alpha), tokens.alpha),
     )
-    for op in (choose(config), "reference"):
+    for op in (choose(config), "reference", "numba"):
         reads, end = OPS[op](state, tokens, rule_of(config))
         other_reads, other_end = OPS[op](state, other, rule_of(config))
         assert torch.equal(other_reads, reads)

@@ -29,7 +29,7 @@ from titans_ts.core.ops.coefficients import coefficients, products
 from titans_ts.core.ops.contract import Rule, Tokens, cap
 from titans_ts.core.state import MemoryState, leaves, map_state
 
-EVERY_OP = [(config, op) for config in NETWORKS for op in (choose(config), "reference")]
+EVERY_OP = [(config, op) for config in NETWORKS for op in (choose(config), "reference", "numba")]
 ops = pytest.mark.parametrize(("config", "op"), EVERY_OP, ids=lambda part: name_of(part) or part)
 LINEAR = next(config for config in CONFIGS if config.exact and config.momentum and config.forgetting)
 

@@ -1,5 +1,7 @@
 """Ragged: a row of a padded batch is the series alone, and rows know nothing of each other."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from laws.cases import BACKBONES, NETWORKS, assert_same, make_backbone, make_memory, name_of
@@ -8,7 +10,7 @@ from titans_ts.core.state import join_rows, leaves, map_state, select_rows
 
 TIME, ROWS = 13, 4
 LENGTHS = torch.tensor([13, 5, 0, 8])
-MODULES = [*NETWORKS, *BACKBONES]
+MODULES = [*NETWORKS, *BACKBONES, *(replace(config, op="numba") for config in NETWORKS)]
 
 
 def make(config):

@@ -73,7 +73,7 @@ def test_the_memory_token_by_token_is_the_memory_in_one_pass(config):
     assert_splits(make_memory(replace(config, persistent=2)), config.dim, [1] * TIME)
 
 
-@pytest.mark.parametrize("op", ["auto", "reference"])
+@pytest.mark.parametrize("op", ["auto", "reference", "numba"])
 @pytest.mark.parametrize("config", NETWORKS, ids=name_of)
 def test_the_memory_may_be_cut_anywhere(config, op):
     @some

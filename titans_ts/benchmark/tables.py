@@ -73,7 +73,19 @@ def recall(folder: Path) -> str:
     return markdown(head, rows)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"etth1": etth1, "recall": recall}
+def stream(folder: Path) -> str:
+    """Microseconds a series of one observation, compiled and in torch."""
+    head = ["microseconds a series", "compiled: median", "p99", "torch: median", "p99", "ratio"]
+    rows = []
+    for run in read_runs(folder, "stream.json"):
+        for case in run["cases"]:
+            numbers = [case[side][name] for side in ("fused", "torch") for name in ("median_us", "p99_us")]
+            said = [f"{number:,.2f}" if number < 100 else f"{number:,.0f}" for number in numbers]
+            rows.append([case["case"], f"**{said[0]}**", *said[1:], f"{case['ratio']:g}"])
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"etth1": etth1, "recall": recall, "stream": stream}
 
 
 def render(text: str, folder: Path) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-OpName = Literal["auto", "reference", "chunked", "exact_linear"]
+OpName = Literal["auto", "reference", "chunked", "exact_linear", "numba"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -41,6 +41,7 @@ class MemoryConfig:
         `weight_cap * sqrt(fan_out)`, `weight_cap` times that of a fresh layer: with the budget it makes the state
         bounded whatever comes in. A linear memory is capped at a thousand times that, which is for the worst only.
     op: which implementation runs; "auto" takes `exact_linear` where it is exact and `chunked` otherwise.
+        "numba" streams token by token on the CPU, computes no gradients, and compiles when it is first called.
 
     >>> MemoryConfig(dim=32, heads=2, depth=1).head_dim
     16

@@ -1,16 +1,36 @@
 """Which ops exist, and which one runs a given memory."""
 
+from torch import Tensor
+
 from ..config import MemoryConfig
+from ..state import MemoryState
 from .chunked import chunked
-from .contract import Op, Rule
+from .contract import Op, Rule, Tokens
 from .exact_linear import exact_linear
 from .reference import reference
 
-OPS: dict[str, Op] = {"reference": reference, "chunked": chunked, "exact_linear": exact_linear}
+
+def numba(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
+    """The streaming form, which imports numba when it is first called; see `numba_cpu`.
+
+    >>> import torch
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> start = MemoryState((0 * one,), (0 * one,), (), one[0], torch.zeros(1, dtype=torch.long), one[0])
+    >>> numba(start, Tokens(one, one, 3 * one, 0.5 * one), Rule(chunk=1))[0].item()
+    3.0
+    """
+    from .numba_cpu import numba_cpu
+
+    return numba_cpu(state, tokens, rule)
+
+
+OPS: dict[str, Op] = {"reference": reference, "chunked": chunked, "exact_linear": exact_linear, "numba": numba}
 
 
 def choose(config: MemoryConfig) -> str:
-    """The name of the op that runs this memory: the configured one, else the fastest that computes it.
+    """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
+
+    "numba" is never chosen by itself: it has none, and its first call compiles for seconds.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')

@@ -1,0 +1,69 @@
+"""The benchmark of the stream: every case beside torch, and what it writes is what the tables read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from titans_ts.benchmark import stream
+from titans_ts.benchmark.ltsf import write_json
+from titans_ts.benchmark.tables import render
+from titans_ts.forecasting.streaming import StreamingForecaster
+
+
+@pytest.fixture(scope="module")
+def result():
+    with pytest.MonkeyPatch.context() as patched:
+        for name, value in (("SINGLE", 9), ("SINGLE_TORCH", 2)):
+            patched.setattr(stream, name, value)
+        patched.setattr(stream, "bandwidth", lambda: 1e10)
+        return stream.run_stream(series=20)
+
+
+def test_every_case_is_measured_on_both_sides(result):
+    assert [case["series"] for case in result["cases"]] == [1, 1, 20, 20, 20, 20]
+    for case in result["cases"]:
+        for side in ("fused", "torch"):
+            assert 0 < case[side]["median_us"] <= case[side]["p99_us"]
+        assert case["ratio"] == pytest.approx(case["torch"]["median_us"] / case["fused"]["median_us"], rel=0.1, abs=0.1)
+    assert result["bandwidth_gb_s"] == 10.0
+
+
+def test_a_write_moves_weights_and_momentum_twice_and_the_anchor_once(result):
+    write = result["cases"][2]
+    assert write["bytes"] == 5 * 2 * 32 * 64 * 4
+    assert write["bandwidth_us"] == pytest.approx(write["bytes"] / 1e4, rel=1e-3)
+    assert not any("bytes" in case for case in result["cases"][3:])
+
+
+def test_a_patch_is_completed_where_the_clock_says(result):
+    """The one observation in eight that writes takes longer than the others."""
+    writing, within = (result["cases"][place]["fused"]["median_us"] for place in (2, 3))
+    assert writing > within
+
+
+def test_the_run_is_written_and_read_back(result, tmp_path):
+    write_json(result, tmp_path / "stream.json")
+    assert json.loads((tmp_path / "stream.json").read_text()) == result
+    table = render("<!-- table stream -->\n<!-- end -->", tmp_path)
+    assert table.count("\n") == 2 + len(result["cases"]) + 1
+    assert "20 series, width 32, hidden 64: forecast" in table
+    assert len(stream.stream_table(result)) == len(result["cases"])
+
+
+def test_sides_that_saw_different_observations_are_not_compared():
+    """A flat array is N steps of one series, not one step of N: timing that would time something else."""
+    forecaster = stream.fitted(stream.SMALL, 3)
+    began, rows = forecaster._known.state.series.position.numpy().copy(), np.arange(3)
+    compiled, new = StreamingForecaster.from_forecaster(forecaster), stream.seasonal(2, 3, seed=1)
+    compiled.update(rows, new[0])
+    with pytest.raises(RuntimeError, match="not seen the same observations"):
+        stream.require_same(forecaster, compiled, began + 1)
+    forecaster.update(new[:1])
+    stream.require_same(forecaster, compiled, began + 1)
+    compiled.update(rows, new[1])
+    forecaster.update(new[1:] + 5)
+    with pytest.raises(RuntimeError, match="forecast different numbers"):
+        stream.require_same(forecaster, compiled, began + 2)
+    wrong = stream.fitted(stream.SMALL, 3).update(new[0])
+    assert (wrong._known.state.series.position.numpy() - began).tolist() == [3, 0, 0]

@@ -1,0 +1,226 @@
+"""How long one observation takes: the compiled stream beside torch, in the same run, on one core.
+
+Two cases. One series of the default forecaster: an observation comes in and a forecast of the whole horizon goes out,
+called from Python. Many series of a small deep memory (width 32, hidden 64): all of them at once. What the weights are
+does not matter for the time, and so they are hardly trained.
+
+N series, T step.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..core.config import MemoryConfig
+from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.panel import Float, Int
+from ..forecasting.streaming import StreamingForecaster
+from ..forecasting.training import TrainConfig
+from ..models.config import BackboneConfig
+from .ltsf import commit
+
+HORIZON, SEASON, STEPS = 24, 24, 600
+SINGLE, SINGLE_TORCH, WARM = 4000, 80, 16  # observations measured, and before that unmeasured
+SMALL = BackboneConfig(
+    dim=32, depth=1, heads=2, memory=MemoryConfig(dim=32, heads=1, depth=2, expansion=2, persistent=4)
+)
+
+
+def seasonal(steps: int, series: int, seed: int = 0) -> Float:
+    """Noisy seasons, [T, N].
+
+    >>> seasonal(5, 2).shape
+    (5, 2)
+    """
+    random, turns = np.random.default_rng(seed), 2 * np.pi * np.arange(steps)[:, None] / SEASON
+    wave: Float = np.sin(turns + np.arange(series)) + 0.1 * random.normal(size=(steps, series))
+    return wave
+
+
+def bandwidth(megabytes: int = 256) -> float:
+    """Bytes a second that one core reads and writes in memory, the median of several sweeps.
+
+    >>> bandwidth(1) > 0
+    True
+    """
+    x, times = np.ones(megabytes * 2**18, dtype=np.float32), []
+    for _ in range(7):
+        began = time.perf_counter()
+        np.multiply(x, 1.0, out=x)
+        times.append(time.perf_counter() - began)
+    return float(2 * x.nbytes / np.median(times))
+
+
+def timed(step: Callable[[int], object], count: int, warm: int = WARM) -> Float:
+    """Microseconds of each of `count` calls, after `warm` calls that are not measured.
+
+    >>> timed(abs, 3, warm=1).shape
+    (3,)
+    """
+    times = np.empty(count)
+    for i in range(warm + count):
+        began = time.perf_counter_ns()
+        step(i)
+        if i >= warm:
+            times[i - warm] = (time.perf_counter_ns() - began) / 1e3
+    return times
+
+
+def written_bytes(forecaster: TitansForecaster) -> int:
+    """Bytes that one write moves for one series: weights and momentum read and written, the anchor read."""
+    held = forecaster._known.state.series.backbone
+    once = sum(part[0].nbytes for block in held for part in block.weights)
+    return once * (4 + any(block.anchor for block in held))
+
+
+def fitted(model: BackboneConfig | None, series: int) -> TitansForecaster:
+    """A forecaster of the default sizes, whose weights have hardly learnt."""
+    settings = TrainConfig(steps=3, checks=1)
+    forecaster = TitansForecaster(
+        horizon=HORIZON, season_length=SEASON, model=model, train=settings, random_state=0, device="cpu"
+    )
+    return forecaster.fit(seasonal(STEPS, series))
+
+
+def spread_of(times: Float, series: int = 1) -> dict[str, float]:
+    """Median, 99th percentile and mean, for one of the series.
+
+    >>> spread_of(np.array([2.0, 4.0, 6.0]), 2)["median_us"]
+    2.0
+    """
+    each = times / series
+    return {
+        "median_us": round(float(np.median(each)), 3),
+        "p99_us": round(float(np.percentile(each, 99)), 3),
+        "mean_us": round(float(each.mean()), 3),
+    }
+
+
+def require_same(forecaster: TitansForecaster, stream: StreamingForecaster, position: Int) -> None:
+    """Raise `RuntimeError` unless both sides have seen `position` [N] steps and forecast the same."""
+    rows, held = np.arange(len(stream)), forecaster._known.state
+    seen = [held.series.position.numpy(), stream.series_state().position.numpy()]
+    if not all(np.array_equal(each, position) for each in seen):
+        raise RuntimeError("the two sides have not seen the same observations: their times cannot be compared")
+    said, true = stream.forecast(rows), forecaster._forecast(held, rows)
+    if not np.allclose(said.quantiles, true.quantiles, rtol=1e-3, atol=1e-3):
+        raise RuntimeError("the two sides forecast different numbers: their times cannot be compared")
+
+
+def one_series(depth: int) -> dict[str, Any]:
+    """An observation in and a forecast out, of one series of the default forecaster with a memory of this depth."""
+    model = BackboneConfig(memory=MemoryConfig(dim=64, heads=2, depth=depth, persistent=4))
+    forecaster, new = fitted(model, 1), seasonal(SINGLE + WARM, 1, seed=1)
+    stream = StreamingForecaster.from_forecaster(forecaster)
+
+    def fused(i: int) -> object:
+        stream.update(0, float(new[i, 0]))
+        return stream.forecast(0)
+
+    def torch_path(i: int) -> object:
+        return forecaster.update(new[i]).predict(level=80)
+
+    began = forecaster._known.state.series.position.numpy().copy()
+    beside = timed(torch_path, SINGLE_TORCH)
+    timed(fused, SINGLE_TORCH)  # as far as torch has come, to be compared
+    require_same(forecaster, stream, began + SINGLE_TORCH + WARM)
+    return {
+        "case": f"one series, default preset, memory depth {depth}: update and forecast",
+        "series": 1,
+        "fused": spread_of(timed(fused, SINGLE)),
+        "torch": spread_of(beside),
+    }
+
+
+def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
+    """One observation of every series in one call, where it completes a patch and where not, and all forecasts.
+
+    Both sides get the same observations, and are held to the same forecasts afterwards: a side that was fast because it
+    did something else would be found out.
+    """
+    forecaster = fitted(SMALL, 16)
+    forecaster.update(seasonal(8 * WARM, series, seed=1))  # ids beyond the first 16 begin new series
+    stream, rows = StreamingForecaster.from_forecaster(forecaster), np.arange(series)
+    patch, moved = forecaster.patch_length_, written_bytes(forecaster)
+    new = seasonal((patches + 2) * patch, series, seed=2)
+    began = forecaster._known.state.series.position.numpy().copy()
+    warm = patch + (-forecaster._known.state.series.position[-1].item()) % patch  # measuring begins with a patch
+    fused = timed(lambda i: stream.update(rows, new[i]), patches * patch, warm).reshape(patches, patch)
+    # [1, N]: a flat array would be N steps of one series
+    beside = timed(lambda i: forecaster.update(new[i : i + 1]), patches * patch, warm).reshape(patches, patch)
+    require_same(forecaster, stream, began + warm + patches * patch)
+    name = f"{series} series, width {SMALL.dim}, hidden {2 * SMALL.memory.head_dim}"
+    return [
+        {
+            "case": f"{name}: update that completes a patch",
+            "series": series,
+            "fused": spread_of(fused[:, -1], series),
+            "torch": spread_of(beside[:, -1], series),
+            "bytes": moved,
+        },
+        {
+            "case": f"{name}: update within a patch",
+            "series": series,
+            "fused": spread_of(fused[:, :-1].ravel(), series),
+            "torch": spread_of(beside[:, :-1].ravel(), series),
+        },
+        {
+            "case": f"{name}: update, mean of a patch",
+            "series": series,
+            "fused": spread_of(fused.mean(1), series),
+            "torch": spread_of(beside.mean(1), series),
+        },
+        {
+            "case": f"{name}: forecast",
+            "series": series,
+            "fused": spread_of(timed(lambda i: stream.forecast(rows), 5, 1), series),
+            "torch": spread_of(timed(lambda i: forecaster.predict(level=80), 3, 1), series),
+        },
+    ]
+
+
+def run_stream(series: int = 10_000) -> dict[str, Any]:
+    """All cases, on one thread, with the bandwidth of the memory and the machine they were measured on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        speed = bandwidth()
+        cases = [one_series(1), one_series(2), *many_series(series)]
+    finally:
+        torch.set_num_threads(before)
+    for case in cases:
+        case["ratio"] = round(case["torch"]["median_us"] / case["fused"]["median_us"], 1)
+        if "bytes" in case:
+            case["bandwidth_us"] = round(1e6 * case["bytes"] / speed, 3)
+            case["of_bandwidth"] = round(case["fused"]["median_us"] / case["bandwidth_us"], 2)
+    return {
+        "benchmark": "stream",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "commit": commit(),
+        "bandwidth_gb_s": round(speed / 1e9, 1),
+        "cases": cases,
+    }
+
+
+def stream_table(result: dict[str, Any]) -> pd.DataFrame:
+    """The cases of a run as a frame."""
+    rows = [
+        {
+            "case": case["case"],
+            "fused median": case["fused"]["median_us"],
+            "fused p99": case["fused"]["p99_us"],
+            "torch median": case["torch"]["median_us"],
+            "torch p99": case["torch"]["p99_us"],
+            "ratio": case["ratio"],
+        }
+        for case in result["cases"]
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,130 @@
+"""A fitted forecaster for one observation after the other, in microseconds, without frames, ids and clocks.
+
+N series of a call, F future step, Q quantile.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+from ..core.config import require
+from ..models.timeseries import SeriesState
+from .forecast import Forecast, quantiles_at
+from .panel import Int
+
+if TYPE_CHECKING:
+    from ..models.fused import FusedModel, Readout
+    from .forecaster import TitansForecaster
+
+
+class StreamingForecaster:
+    """What `TitansForecaster.update` and `predict` compute, on plain arrays and compiled whole.
+
+    `from_forecaster` copies the weights and the states of all series; the forecaster stays as it is. Row i is series i
+    of its `fitted_ids_`. Unlike everywhere else the states here are changed in place: one session, one thread.
+    `series_state` gives them back, and torch goes on exactly from there. Only the wiring "lmm" has this form.
+
+    >>> from titans_ts.forecasting.forecaster import TitansForecaster
+    >>> from titans_ts.forecasting.training import TrainConfig
+    >>> y = np.sin(np.arange(300) / 4)
+    >>> forecaster = TitansForecaster(horizon=8, train=TrainConfig(steps=2), random_state=0).fit(y)
+    >>> stream = StreamingForecaster.from_forecaster(forecaster)
+    >>> stream.update(0, math.sin(75))
+    >>> bool(np.allclose(stream.forecast(0).point[0], forecaster.update(np.sin([75])).predict(), rtol=1e-4))
+    True
+    """
+
+    def __init__(
+        self,
+        model: FusedModel,
+        readout: Readout,
+        levels: tuple[float, ...],
+        *,
+        adapt: bool = True,
+        point: Literal["mean", "median"] = "mean",
+    ) -> None:
+        self.model, self.readout, self.levels = model, readout, levels
+        self.adapt, self.point = adapt, point
+        self._row, self._value = np.zeros(1, dtype=np.int64), np.zeros(1)
+
+    @classmethod
+    def from_forecaster(cls, forecaster: TitansForecaster) -> StreamingForecaster:
+        """The stream that goes on where a fitted forecaster stands."""
+        from ..models.fused import FusedModel, Readout
+
+        check_is_fitted(forecaster, "_known")
+        model, held = forecaster.model_, forecaster._known.state
+        horizon, quantiles = model.config.horizon, len(model.config.quantiles)
+        linear = np.zeros((0, model.config.context * horizon))
+        if forecaster.linear_ is not None:
+            linear = np.array(forecaster.linear_.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
+        residuals = forecaster.residuals_
+        readout = Readout(
+            linear=linear,
+            maps=held.maps.cpu().numpy().copy(),
+            correction=float(forecaster.correction_),
+            spread=float(forecaster.spread_),
+            residuals=np.zeros((0, quantiles))
+            if residuals is None
+            else np.array(residuals, dtype=np.float64, order="C"),
+        )
+        with torch.no_grad():
+            fused = FusedModel(model, held.series)
+        return cls(fused, readout, forecaster.levels_, adapt=forecaster.adapt, point=forecaster.point)
+
+    def __len__(self) -> int:
+        return len(self.model)
+
+    def update(self, rows: int | ArrayLike, values: float | ArrayLike) -> None:
+        """The next value of each of these series, NaN where missing; no series twice in one call."""
+        if isinstance(rows, int):
+            self._row[0], self._value[0] = rows, values
+            require(0 <= rows < len(self), f"row {rows} does not exist: there are {len(self)} series.")
+            require(
+                not math.isinf(self._value[0]), f"the value of row {rows} is infinite: pass NaN where it is missing."
+            )
+            self.model.update(self._row, self._value, self.adapt)
+            return
+        places = self._checked(rows)
+        numbers = np.array(values, dtype=np.float64, order="C")
+        require(
+            numbers.shape == places.shape, f"{len(places)} rows and values of shape {numbers.shape}: one value a row."
+        )
+        twice = np.flatnonzero(np.bincount(places, minlength=1) > 1)
+        require(not twice.size, f"row {twice[:1]} came twice: a call takes one value of a series.")
+        infinite = np.isinf(numbers)
+        require(not infinite.any(), f"{infinite.sum()} values are infinite: pass NaN where a value is missing.")
+        self.model.update(places, numbers, self.adapt)
+
+    def forecast(self, rows: int | ArrayLike) -> Forecast:
+        """Forecasts [N, F] and quantiles [N, F, Q] of these series; nothing is changed."""
+        if isinstance(rows, int):
+            require(0 <= rows < len(self), f"row {rows} does not exist: there are {len(self)} series.")
+            self._row[0] = rows
+            places = self._row
+        else:
+            places = self._checked(rows)
+        forecast = Forecast(*self.model.forecast(places, self.readout), self.levels)
+        if self.point == "median":
+            return forecast._replace(point=quantiles_at(forecast, [0.5])[..., 0])
+        return forecast
+
+    def series_state(self) -> SeriesState:
+        """The state of every series as `TimeSeriesModel` has it: a copy."""
+        return self.model.series_state()
+
+    def _checked(self, rows: ArrayLike) -> Int:
+        places = np.array(
+            rows, dtype=np.int64, order="C"
+        )  # copies: for a read-only or strided array all would compile anew
+        require(places.ndim == 1, f"rows have shape {places.shape}: pass one row or a flat list of rows.")
+        if places.size:
+            wrong = places[(places < 0) | (places >= len(self))]
+            require(not wrong.size, f"row {wrong[:1]} does not exist: there are {len(self)} series.")
+        return places

@@ -1,0 +1,630 @@
+"""The whole time-series model as one numba kernel: an observation in, a forecast out, nothing allocated on the way.
+
+`FusedModel` packs the weights once and holds the state of every series as one piece of memory, which its kernels
+change in place. Windows, tokens and convolutions are rings: an observation that completes no patch writes one number.
+
+What is computed is `TimeSeriesModel.encode` and `forecast` with the LMM wiring, to the last digits of the precision.
+The functions are compiled when they are first called; numba is imported with this file, and this file by its users
+only.
+
+N series, L context, D model, H head, K key or token that the head sees, P patch, F future step, Q quantile, M map.
+"""
+
+import math
+from typing import Any, NamedTuple, cast, no_type_check
+
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..core.config import require
+from ..core.networks import layer_shapes
+from ..core.ops.backends import rule_of
+from ..core.ops.numba_cpu import compiled, gelu, sigmoid, square_sum, threads, through, through_rows, token
+from ..core.ops.reference import at_rest
+from ..core.state import MemoryState
+from .config import TimeSeriesConfig
+from .timeseries import LIMIT, SPREAD_SHAPES, SeriesState, TimeSeriesModel
+
+
+class Sizes(NamedTuple):
+    """What the kernels know of a configuration. hidden: of a feed-forward layer; memory: weights of one head; seen: a
+    series' tokens that the head sees; steps: of the head, horizon and patch together."""
+
+    dim: int
+    heads: int
+    gates: int
+    taps: int
+    hidden: int
+    blocks: int
+    patch: int
+    context: int
+    seen: int
+    rank: int
+    horizon: int
+    quantiles: int
+    memory: int
+    chunk: int
+    normalize: bool
+    momentum: bool
+    forgetting: bool
+    residual: bool
+    anchored: bool
+
+    @classmethod
+    def of(cls, config: TimeSeriesConfig) -> "Sizes":
+        """The sizes of a configuration.
+
+        >>> Sizes.of(TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.5,))).memory
+        1024
+        """
+        backbone, memory = config.backbone, config.backbone.memory
+        shapes = layer_shapes(memory.head_dim, memory.depth, memory.expansion)
+        return cls(
+            dim=backbone.dim,
+            heads=memory.heads,
+            gates=memory.depth if memory.layer_gates else 1,
+            taps=memory.conv,
+            hidden=max(1, round(backbone.expansion * backbone.dim)),
+            blocks=backbone.depth,
+            patch=config.patch,
+            context=config.context,
+            seen=config.num_tokens,
+            rank=config.rank,
+            horizon=config.horizon,
+            quantiles=len(config.quantiles),
+            memory=sum(i * o for i, o in shapes),
+            chunk=memory.chunk,
+            normalize=memory.normalize,
+            momentum=memory.momentum,
+            forgetting=memory.forgetting,
+            residual=memory.residual,
+            anchored=not memory.exact,
+        )
+
+
+class Readout(NamedTuple):
+    """What makes a forecast in the units of the series of what the head says.
+
+    linear: maps of the centred window to its future, [M, L * F]; M may be 0. maps: which one each series has, [N].
+    correction, spread: factors on the head's expected value and on the width of its quantiles. residuals: quantiles
+    [F, Q] in units of the window's deviation that take the place of the head's; F is 0 where there are none.
+    """
+
+    linear: NDArray[np.float64]
+    maps: NDArray[np.int64]
+    correction: float
+    spread: float
+    residuals: NDArray[np.float64]
+
+
+# Kernels. `weights` and a series' `state` are flat; what lies in them where is what `packed_weights` and `FusedModel`
+# put there, and is cut off them piece by piece.
+
+
+@compiled
+@no_type_check
+def root_mean_square(x, scale, out):
+    """out [D] = the RMS norm of x [D] with a learned scale; both may be the same."""
+    kind = x.dtype.type
+    factor = kind(1) / kind(math.sqrt(square_sum(x) / kind(len(x)) + kind(1e-6)))
+    for j in range(len(x)):
+        out[j] = x[j] * factor * scale[j]
+
+
+@compiled
+@no_type_check
+def to_unit(x):
+    """x [K] divided by its length, in place."""
+    factor = x.dtype.type(1) / max(x.dtype.type(math.sqrt(square_sum(x))), x.dtype.type(1e-12))
+    for j in range(len(x)):
+        x[j] *= factor
+
+
+@compiled
+@no_type_check
+def scale_of(sizes, exact, position, number):
+    """Level and scale of the window as the model has them, its plain mean and deviation, and how much is observed.
+
+    position: steps seen; number: tokens before, the last of which lends its level and scale to an empty window."""
+    window = exact[: sizes.context]
+    count, total, largest = 0, 0.0, 0.0
+    for i in range(sizes.context):
+        if not math.isnan(window[i]):
+            count += 1
+            total += window[i]
+            largest = max(largest, abs(window[i]))
+    if count == 0:
+        last = sizes.context + (number - 1) % sizes.seen
+        return exact[last], exact[last + sizes.seen], 0.0, 0.0, 0
+    mean, squares = total / count, 0.0
+    for i in range(sizes.context):
+        if not math.isnan(window[i]):
+            squares += (window[i] - mean) * (window[i] - mean)
+    deviation = math.sqrt(squares / count)
+    if deviation <= 1e-10 * largest:
+        first = position
+        while math.isnan(window[first % sizes.context]):
+            first += 1
+        return window[first % sizes.context], 0.0, mean, deviation, count
+    return mean, deviation, mean, deviation, count
+
+
+@compiled
+@no_type_check
+def features(sizes, exact, begin, count, level, scale, out):
+    """out [2 P] = the first `count` values of the patch that begins at step `begin`, standardised, and which are
+    observed; returns whether any is."""
+    kind = out.dtype.type
+    safe = scale if scale > 0 else 1.0
+    out[:] = kind(0)
+    any_observed = False
+    for p in range(count):
+        value = exact[(begin + p) % sizes.context]
+        if not math.isnan(value):
+            any_observed = True
+            out[p] = kind((value - level) / safe)
+            out[sizes.patch + p] = kind(1)
+    return any_observed
+
+
+@compiled
+@no_type_check
+def convolve(sizes, kernel, recent, number, x, out):
+    """out [3 D] = the causal convolution at token `number`, whose x [3 D] takes the oldest place of the ring."""
+    size, past = len(x), sizes.taps - 1
+    last = kernel[past * size : (past + 1) * size]
+    for j in range(size):
+        out[j] = last[j] * x[j]
+    for tap in range(past):
+        place = (number + tap) % past
+        row, old = kernel[tap * size : (tap + 1) * size], recent[place * size : (place + 1) * size]
+        for j in range(size):
+            out[j] += row[j] * old[j]
+    if past:
+        place = number % past
+        recent[place * size : (place + 1) * size] = x
+
+
+@compiled
+@no_type_check
+def run_block(sizes, limits, widths, weights, number, offset, written, state, x, work):
+    """One block on x [D], in place: memory and feed-forward layer, each with its residual path."""
+    kind = x.dtype.type
+    dim, heads, gates, width = sizes.dim, sizes.heads, sizes.gates, sizes.dim // sizes.heads
+    flags = (sizes.residual, sizes.anchored, sizes.momentum, sizes.forgetting)
+    parts = 3 if sizes.anchored else 2
+    at = dim
+    scale, project = weights[:at], weights[at : at + 3 * dim * dim]
+    at += 3 * dim * dim
+    kernel = weights[at : at + 3 * dim * sizes.taps]
+    at += 3 * dim * sizes.taps
+    to_gates = weights[at : at + 3 * heads * gates * dim]
+    at += 3 * heads * gates * dim
+    gate_bias = weights[at : at + 3 * heads * gates]
+    at += 3 * heads * gates
+    read_scale, to_gate = weights[at : at + width], weights[at + width : at + width + dim * dim]
+    at += width + dim * dim
+    to_out, feed_scale = weights[at : at + dim * dim], weights[at + dim * dim : at + dim * dim + dim]
+    at += dim * dim + dim
+    up = weights[at : at + 2 * sizes.hidden * dim]
+    down = weights[at + 2 * sizes.hidden * dim : at + 3 * sizes.hidden * dim]
+
+    tall, used = work[:dim], dim
+    raw, mixed = work[used : used + 3 * dim], work[used + 3 * dim : used + 6 * dim]
+    used += 6 * dim
+    gate, read, inner = work[used : used + dim], work[used + dim : used + 2 * dim], work[used + 2 * dim :]
+
+    root_mean_square(x, scale, tall)
+    through_rows(project, tall, raw)
+    rest = parts * heads * sizes.memory
+    convolve(sizes, kernel, state[rest + heads * gates :], number, raw, mixed)
+    own = inner[: 3 * heads * gates]
+    through_rows(to_gates, tall, own)
+    for j in range(len(own)):
+        own[j] += gate_bias[j]
+    sigmoid(own)
+    theta, eta = own[: heads * gates], own[heads * gates : 2 * heads * gates]
+    alpha = own[2 * heads * gates :]
+    for j in range(len(theta)):
+        half = kind(0.5)
+        if sizes.momentum:
+            left = kind(1) - eta[j]
+            theta[j] *= left * min(left / (kind(1) + eta[j]), half)
+        else:
+            theta[j] *= half
+    through_rows(to_gate, tall, gate)
+    sigmoid(gate)
+    for h in range(heads):
+        query, key = mixed[h * width : (h + 1) * width], mixed[dim + h * width : dim + (h + 1) * width]
+        to_unit(query)
+        to_unit(key)
+        begin, size = parts * h * sizes.memory, sizes.memory
+        base = begin + 2 * size if sizes.anchored else begin
+        mine = read[h * width : (h + 1) * width]
+        g = slice(h * gates, (h + 1) * gates)
+        token(
+            flags, limits, widths, query, key, mixed[2 * dim + h * width : 2 * dim + (h + 1) * width],
+            theta[g], eta[g], alpha[g], offset == 0, written,
+            state[begin : begin + size], state[begin + size : begin + 2 * size], state[base : base + size],
+            state[rest + h * gates : rest + (h + 1) * gates], inner[3 * heads * gates :], mine,
+        )  # fmt: skip
+        if sizes.normalize:
+            root_mean_square(mine, read_scale, mine)
+    for j in range(dim):
+        read[j] *= gate[j]
+    through_rows(to_out, read, tall)
+    for j in range(dim):
+        x[j] += tall[j]
+
+    hidden, pushed = inner[: 2 * sizes.hidden], inner[2 * sizes.hidden : 3 * sizes.hidden]
+    root_mean_square(x, feed_scale, tall)
+    through_rows(up, tall, hidden)
+    pushed[:] = hidden[: sizes.hidden]
+    sigmoid(pushed)
+    for j in range(sizes.hidden):
+        pushed[j] *= hidden[j] * hidden[sizes.hidden + j]
+    through_rows(down, pushed, tall)
+    for j in range(dim):
+        x[j] += tall[j]
+
+
+@compiled
+@no_type_check
+def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, counts, work):
+    """One value of one series: its window, and where it completes a patch, everything behind.
+
+    weights: of the head. blocks: of the blocks, [blocks, ...]. counts: steps seen, and the clock of every memory.
+    """
+    position = counts[0]
+    exact[position % sizes.context] = value
+    position += 1
+    counts[0] = position
+    if position % sizes.patch:
+        return
+    dim, number = sizes.dim, position // sizes.patch - 1
+    level, scale, _, _, _ = scale_of(sizes, exact, position, number)
+    place = sizes.context + number % sizes.seen
+    exact[place], exact[place + sizes.seen] = level, scale
+    patch, rest = work[: 2 * sizes.patch], work[2 * sizes.patch :]
+    observed = features(sizes, exact, position - sizes.patch, sizes.patch, level, scale, patch)
+    begin = len(state) - (sizes.seen - number % sizes.seen) * dim
+    x, size = state[begin : begin + dim], (len(state) - sizes.seen * dim) // sizes.blocks
+    through_rows(weights[: 2 * sizes.patch * dim], patch, x)
+    bias = weights[2 * sizes.patch * dim : (2 * sizes.patch + 1) * dim]
+    for j in range(dim):
+        x[j] += bias[j]
+    for block in range(sizes.blocks):
+        own = state[block * size : (block + 1) * size]
+        run_block(
+            sizes, limits, widths, blocks[block], number, counts[1 + block], observed and adapt, own, x, rest
+        )  # fmt: skip
+        counts[1 + block] = (counts[1 + block] + 1) % sizes.chunk
+
+
+@compiled
+@no_type_check
+def foresee(sizes, weights, linear, correction, spread, residuals, state, exact, counts, work, wide, point, quantiles):
+    """The forecast of one series: point [F] and quantiles [F, Q]. linear: its map [L F], flat; work: of the network's
+    precision, wide: [L] in float64."""
+    kind = weights.dtype.type
+    dim, patch, seen, rank, context = sizes.dim, sizes.patch, sizes.seen, sizes.rank, sizes.context
+    horizon, levels, steps = sizes.horizon, sizes.quantiles, sizes.horizon + sizes.patch
+    position = counts[0]
+    number, arrived = position // patch, position % patch
+    level, scale, mean, deviation, count = scale_of(sizes, exact, position, number)
+    safe = scale if scale > 0 else 1.0
+
+    at = (2 * patch + 1) * dim
+    direction = weights[at : at + dim]
+    at += dim
+    narrow = weights[at : at + rank * seen * dim]
+    at += rank * seen * dim
+    far = weights[at + arrived * rank : at + (arrived + horizon) * rank]
+    at += steps * rank
+    near, near_bias = weights[at : at + dim * (2 * patch + dim)], weights[at + dim * (2 * patch + dim) :][:dim]
+    at += dim * (2 * patch + dim) + dim
+    near_out = weights[at + arrived * dim : at + (arrived + horizon) * dim]
+    at += steps * dim
+    near_shift = weights[at + arrived : at + arrived + horizon]
+    at += steps
+    mix, mix_bias = weights[at : at + SPREAD_SHAPES * 2 * dim], weights[at + SPREAD_SHAPES * 2 * dim :][:SPREAD_SHAPES]
+    at += SPREAD_SHAPES * (2 * dim + 1)
+    base_spread, shapes = weights[at : at + horizon * levels], weights[at + horizon * levels :]
+
+    outputs, tokens = state[len(state) - seen * dim :], work[: seen * dim]
+    used = seen * dim
+    middle, said, more = (
+        work[used : used + rank],
+        work[used + rank :][:horizon],
+        work[used + rank + horizon :][:horizon],
+    )
+    used += rank + 2 * horizon
+    both = work[used : used + 2 * patch + dim]
+    used += 2 * patch + dim
+    last, weight = work[used : used + 2 * dim], work[used + 2 * dim :][:SPREAD_SHAPES]
+    used += 2 * dim + SPREAD_SHAPES
+    widths = work[used : used + horizon * levels]
+
+    for j in range(seen):
+        place = (number + j) % seen
+        old_level, old_scale = exact[context + place], exact[context + seen + place]
+        ratio = kind(min(old_scale / safe, LIMIT))
+        drift = kind(max(min((old_level - level) / safe, LIMIT), -LIMIT)) if old_scale > 0 else kind(0)
+        out, moved = outputs[place * dim : (place + 1) * dim], tokens[j * dim : (j + 1) * dim]
+        for i in range(dim):
+            moved[i] = out[i] * ratio + drift * direction[i]
+    through_rows(narrow, tokens, middle)
+    through_rows(far, middle, said)
+
+    newest = (number - 1) % seen
+    last[:dim] = outputs[newest * dim : (newest + 1) * dim]
+    features(sizes, exact, position - arrived, arrived, level, scale, both[: 2 * patch])
+    both[2 * patch :] = last[:dim]
+    through_rows(near, both, last[dim:])
+    for j in range(dim):
+        last[dim + j] += near_bias[j]
+    gelu(last[dim:], last[dim:])
+    through_rows(near_out, last[dim:], more)
+
+    if count and len(linear):
+        held = 0.0
+        for i in range(context):
+            value = exact[(position + i) % context]
+            if not math.isnan(value):
+                held = value - mean
+            wide[i] = held
+        through(linear, wide, point)
+        for f in range(horizon):
+            point[f] += mean
+    else:
+        point[:] = level
+    for f in range(horizon):
+        point[f] += correction * scale * float(said[f] + more[f] + near_shift[f])
+
+    if len(residuals):
+        unit = max(deviation, 0.1 * scale)
+        for f in range(horizon):
+            for q in range(levels):
+                quantiles[f, q] = point[f] + unit * residuals[f, q]
+        return
+    through_rows(mix, last, weight)
+    widths[:] = base_spread
+    for s in range(SPREAD_SHAPES):
+        share = weight[s] + mix_bias[s]
+        shape = shapes[s * horizon * levels : (s + 1) * horizon * levels]
+        for i in range(len(widths)):
+            widths[i] += share * shape[i]
+    for f in range(horizon):
+        offset = widths[f * levels]
+        quantiles[f, 0] = point[f] + spread * scale * float(offset)
+        for q in range(1, levels):
+            rise = widths[f * levels + q]
+            offset += rise if rise > 20 else math.log1p(math.exp(rise))
+            quantiles[f, q] = point[f] + spread * scale * float(offset)
+
+
+@compiled
+@no_type_check
+def some_updates(first, last, sizes, limits, widths, weights, blocks, rows, values, adapt, state, exact, counts, work):
+    """The values of the rows from place `first` to before `last`."""
+    for i in range(first, last):
+        r = rows[i]
+        observe(
+            sizes, limits, widths, weights, blocks, values[i], adapt, state[r], exact[r], counts[r], work
+        )  # fmt: skip
+
+
+@no_type_check
+def _all_updates(parts, sizes, limits, widths, weights, blocks, rows, values, adapt, state, exact, counts, work):
+    for part in prange(parts):
+        some_updates(
+            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, limits, widths, weights, blocks,
+            rows, values, adapt, state, exact, counts, work[part],
+        )  # fmt: skip
+
+
+all_updates = njit(cache=True, parallel=True)(_all_updates)
+
+
+@compiled
+@no_type_check
+def some_forecasts(first, last, sizes, weights, linear, maps, correction, spread, residuals, rows, state, exact,
+                   counts, work, wide, points, quantiles):  # fmt: skip
+    """The forecasts of the rows from place `first` to before `last`."""
+    for i in range(first, last):
+        r = rows[i]
+        own = linear[maps[r]] if len(linear) else wide[:0]
+        foresee(
+            sizes, weights, own, correction, spread, residuals, state[r], exact[r], counts[r], work, wide,
+            points[i], quantiles[i],
+        )  # fmt: skip
+
+
+@no_type_check
+def _all_forecasts(parts, sizes, weights, linear, maps, correction, spread, residuals, rows, state, exact, counts,
+                   work, wide, points, quantiles):  # fmt: skip
+    for part in prange(parts):
+        some_forecasts(
+            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, maps, correction,
+            spread, residuals, rows, state, exact, counts, work[part], wide[part], points, quantiles,
+        )  # fmt: skip
+
+
+all_forecasts = njit(cache=True, parallel=True)(_all_forecasts)
+
+
+def packed_weights(model: TimeSeriesModel) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The weights of embedding and head, flat, and those of every block, [blocks, ...]: in the order of the kernels.
+
+    >>> config = TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.5,))
+    >>> packed_weights(TimeSeriesModel(config))[1].shape
+    (2, 46374)
+    """
+
+    def pack(parts: list[Tensor]) -> NDArray[Any]:
+        whole: NDArray[Any] = torch.cat([part.detach().cpu().reshape(-1) for part in parts]).numpy()
+        return whole
+
+    rows, stack = [], model.backbone
+    layers: Any = zip(stack.mixers, stack.mixer_norms, stack.feeds, stack.feed_norms, strict=True)
+    for mixer, norm, feed, feed_norm in layers:
+        memory = mixer.memory
+        parts = [
+            norm.scale, memory.project.weight, memory.conv.weight[:, 0].T, memory.gates.weight, memory.gates.bias,
+            memory.norm.scale, memory.gate.weight, memory.out.weight,
+            feed_norm.scale, feed.up.weight, feed.down.weight,
+        ]  # fmt: skip
+        rows.append(pack(parts))
+    patch, first = model.config.patch, cast(nn.Linear, model.near[0])
+    head: list[Any] = [
+        model.embed.weight, model.embed.bias, model.embed.weight[:, :patch].sum(1), model.narrow.weight,
+        model.far.weight, first.weight, first.bias, model.near_out.weight, model.near_out.bias,
+        model.mix.weight, model.mix.bias, model.base_spread, model.spread_shapes,
+    ]  # fmt: skip
+    return pack(head), np.stack(rows)
+
+
+def ring(x: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
+    """x [N, K, ...], oldest first, as a ring whose oldest entry lies at place `first` [N].
+
+    >>> ring(np.array([[1, 2, 3]]), np.array([1])).tolist()
+    [[3, 1, 2]]
+    """
+    place = (np.arange(x.shape[1]) - first[:, None]) % max(x.shape[1], 1)
+    return np.take_along_axis(x, place.reshape(*place.shape, *[1] * (x.ndim - 2)), 1)
+
+
+def unring(x: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
+    """The inverse of `ring`.
+
+    >>> unring(np.array([[3, 1, 2]]), np.array([1])).tolist()
+    [[1, 2, 3]]
+    """
+    return ring(x, -first)
+
+
+class FusedModel:
+    """A trained model with the states of its series, for one observation after the other.
+
+    Starts where `state` stands and changes arrays of its own from there: `series_state` gives the state back at any
+    time, and torch goes on from it.
+
+    >>> config = TimeSeriesConfig(horizon=4, context=32, patch=8, quantiles=(0.1, 0.5, 0.9))
+    >>> model = TimeSeriesModel(config).eval()
+    >>> fused = FusedModel(model, model.initial_state(3))
+    >>> for _ in range(9):
+    ...     fused.update(np.array([0, 2]), np.array([1.0, 2.0]))
+    >>> fused.series_state().position.tolist()
+    [9, 0, 9]
+    """
+
+    def __init__(self, model: TimeSeriesModel, state: SeriesState) -> None:
+        config = model.config
+        require(
+            config.backbone.variant == "lmm",
+            f"the fused model has no attention and variant is {config.backbone.variant!r}: use variant='lmm'.",
+        )
+        self.config, self.sizes = config, Sizes.of(config)
+        memory, sizes = config.backbone.memory, self.sizes
+        rule = rule_of(memory)
+        limits = (rule.step_budget, rule.weight_cap)
+        self.limits = np.array([-1.0 if limit is None else limit for limit in limits])
+        self.shapes = layer_shapes(memory.head_dim, memory.depth, memory.expansion)
+        self.widths = np.array([self.shapes[0][0], *(o for _, o in self.shapes)])
+        self.weights, self.blocks = packed_weights(model)
+        self.positions = state.position.cpu().numpy()
+        clocks = [self.positions, *(block.offset.cpu().numpy() for block in state.backbone)]
+        self.counts = np.stack(clocks, 1).astype(np.int64)
+        done = self.positions // sizes.patch
+        window = ring(state.window.cpu().numpy(), self.positions % sizes.context)
+        scales = [ring(part.cpu().numpy(), done % sizes.seen) for part in (state.levels, state.scales)]
+        self.exact = np.concatenate([window, *scales], 1)
+        kind = self.weights.dtype
+        rows = [self._packed(block, done) for block in state.backbone]
+        outputs = ring(state.outputs.detach().cpu().numpy(), done % sizes.seen)
+        self.state = np.concatenate([*rows, outputs.reshape(len(done), -1)], 1).astype(kind, copy=False)
+
+        dim, inner = sizes.dim, 4 * int(self.widths.sum()) + sizes.gates + 3 * sizes.heads * sizes.gates
+        update = 2 * sizes.patch + 9 * dim + max(inner, 3 * sizes.hidden)
+        forecast = (
+            sizes.seen * dim + sizes.rank + 2 * sizes.horizon + 2 * sizes.patch + 3 * dim
+            + SPREAD_SHAPES + sizes.horizon * sizes.quantiles
+        )  # fmt: skip
+        most = threads(len(self.counts))
+        self.work = np.empty((most, max(update, forecast)), dtype=kind)
+        self.wide = np.empty((most, sizes.context))
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def update(self, rows: NDArray[np.int64], values: NDArray[np.float64], adapt: bool = True) -> None:
+        """The next value of each of these series, NaN where missing; no series twice."""
+        parts = min(threads(len(rows)), len(self.work))
+        fixed = (self.sizes, self.limits, self.widths, self.weights, self.blocks, rows, values, adapt)
+        if parts == 1:
+            some_updates(0, len(rows), *fixed, self.state, self.exact, self.counts, self.work[0])
+        else:
+            all_updates(parts, *fixed, self.state, self.exact, self.counts, self.work)
+
+    def forecast(self, rows: NDArray[np.int64], readout: Readout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Point forecasts [N, F] and quantiles [N, F, Q] of these series, whose states stay as they are."""
+        parts = min(threads(len(rows)), len(self.work))
+        points = np.empty((len(rows), self.sizes.horizon))
+        quantiles = np.empty((len(rows), self.sizes.horizon, self.sizes.quantiles))
+        linear, maps, correction, spread, residuals = readout
+        fixed = (self.sizes, self.weights, linear, maps, correction, spread, residuals, rows)
+        if parts == 1:
+            held = (self.state, self.exact, self.counts, self.work[0], self.wide[0])
+            some_forecasts(0, len(rows), *fixed, *held, points, quantiles)
+        else:
+            all_forecasts(parts, *fixed, self.state, self.exact, self.counts, self.work, self.wide, points, quantiles)
+        return points, quantiles
+
+    def series_state(self) -> SeriesState:
+        """The state as the model has it, of every series: a copy."""
+        sizes, counts = self.sizes, self.counts.copy()
+        position, done = counts[:, 0], counts[:, 0] // sizes.patch
+        window, levels, scales = np.split(self.exact, [sizes.context, sizes.context + sizes.seen], 1)
+        width = (self.state.shape[1] - sizes.seen * sizes.dim) // sizes.blocks
+        outputs = self.state[:, sizes.blocks * width :].reshape(-1, sizes.seen, sizes.dim)
+        blocks = [
+            self._unpacked(self.state[:, b * width : (b + 1) * width], counts[:, 1 + b], done)
+            for b in range(sizes.blocks)
+        ]
+        return SeriesState(
+            window=torch.from_numpy(unring(window, position % sizes.context)),
+            position=torch.from_numpy(position.copy()),
+            backbone=tuple(blocks),
+            outputs=torch.from_numpy(unring(outputs, done % sizes.seen)),
+            levels=torch.from_numpy(unring(levels, done % sizes.seen)),
+            scales=torch.from_numpy(unring(scales, done % sizes.seen)),
+        )
+
+    def _packed(self, block: MemoryState, done: NDArray[np.int64]) -> NDArray[Any]:
+        """A memory's state as rows [N, ...]: of each head weights, momentum and anchor, then budgets, then the ring."""
+        layers = [torch.cat([w.flatten(2) for w in part], -1) for part in block[:3] if part]
+        memory = torch.cat(layers, -1).flatten(1).detach().cpu().numpy()
+        recent = block.recent.detach().cpu().numpy()
+        recent = ring(recent, done % max(recent.shape[1], 1)).reshape(len(done), -1)
+        return np.concatenate([memory, block.spent.flatten(1).detach().cpu().numpy(), recent], 1)
+
+    def _unpacked(self, rows: NDArray[Any], offset: NDArray[np.int64], done: NDArray[np.int64]) -> MemoryState:
+        """The inverse of `_packed`, with the parts between two chunks as they are stored there."""
+        sizes, parts = self.sizes, 3 if self.sizes.anchored else 2
+        memory = parts * sizes.heads * sizes.memory
+        spent = torch.from_numpy(rows[:, memory : memory + sizes.heads * sizes.gates].copy())
+        recent = rows[:, memory + sizes.heads * sizes.gates :].reshape(len(rows), -1, 3 * sizes.dim)
+        pieces = torch.from_numpy(rows[:, :memory].copy()).view(len(rows), sizes.heads, parts, sizes.memory)
+        clock = torch.from_numpy(offset.copy())
+        held = []
+        for part in range(parts):
+            split = pieces[:, :, part].split([i * o for i, o in self.shapes], -1)
+            held.append(tuple(w.unflatten(-1, shape).clone() for w, shape in zip(split, self.shapes, strict=True)))
+        anchor, left = at_rest(
+            held[0], held[2] if sizes.anchored else (), spent.view(len(rows), sizes.heads, sizes.gates), clock
+        )
+        last = torch.from_numpy(unring(recent, done % max(sizes.taps - 1, 1)))
+        return MemoryState(held[0], held[1], anchor, left, clock, last)
