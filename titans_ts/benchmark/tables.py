@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .panels import OURS, PEERS, SETS
+
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -85,7 +87,25 @@ def stream(folder: Path) -> str:
     return markdown(head, rows)
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"etth1": etth1, "recall": recall, "stream": stream}
+def panels(folder: Path) -> str:
+    """Panels of the competitions: MASE, CRPS and coverage of the 80 % interval, and the mean over all sets of the models
+    that have run on every one."""
+    found = {(run["set"], run["model"]): run for run in read_runs(folder / "panels", "panels-*-0.json")}
+    models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
+    rows = []
+    for name in SETS:
+        cells = [found.get((name, model)) for model in models]
+        shown = [f"{run['mase']:.3f} / {run['crps']:.4f} / {run['coverage-80']:.0%}" if run else "" for run in cells]
+        rows.append([name, *shown])
+    means = []
+    for model in models:
+        runs = [found[name, model] for name in SETS if (name, model) in found]
+        mase, crps = (sum(run[measure] for run in runs) / max(len(runs), 1) for measure in ("mase", "crps"))
+        means.append(f"{mase:.3f} / {crps:.4f}" if len(runs) == len(SETS) else "")
+    return markdown(["set", *models], [*rows, ["mean", *means]])
+
+
+TABLES: dict[str, Callable[[Path], str]] = {"etth1": etth1, "recall": recall, "panels": panels, "stream": stream}
 
 
 def render(text: str, folder: Path) -> str:
