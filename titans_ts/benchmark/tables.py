@@ -88,8 +88,8 @@ def stream(folder: Path) -> str:
 
 
 def panels(folder: Path) -> str:
-    """Panels of the competitions: MASE, CRPS and coverage of the 80 % interval, and the mean over all sets of the models
-    that have run on every one."""
+    """Panels of the competitions: MASE, CRPS and coverage of the 80 % interval, and the means over all sets of the
+    models that have run on every one."""
     found = {(run["set"], run["model"]): run for run in read_runs(folder / "panels", "panels-*-0.json")}
     models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
     rows = []
