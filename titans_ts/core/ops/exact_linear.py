@@ -9,10 +9,9 @@ B row, H head, C token of the tile, K key, V value.
 import torch
 from torch import Tensor
 
-from ..pieces import Piece, begins, join, pieces, take
+from ..pieces import Piece, begins, join, pieces, real, take
 from ..state import MemoryState, where_rows
-from .chunked import read_layer, write_layer, written_in
-from .coefficients import coefficients
+from .coefficients import Coefficients, coefficients
 from .contract import Rule, Tokens, cap
 
 
@@ -56,7 +55,7 @@ def one_tile(
     theta = take(tokens.theta, step, 2)[..., 0]
     eta = None if tokens.eta is None else take(tokens.eta, step, 2)[..., 0]
     alpha = None if tokens.alpha is None else take(tokens.alpha, step, 2)[..., 0]
-    written = written_in(step, tokens)
+    written = written_of(step, tokens)
     if written is not None:
         theta = theta * written[:, None]
     gate = coefficients(theta, eta, alpha, written)
@@ -73,3 +72,51 @@ def one_tile(
     read = read_layer(gate, theta, queries, weight, push, keys, deltas)
     weight, push = write_layer(gate, theta, weight, push, keys, deltas)
     return read, (weight,), (push,)
+
+
+def written_of(step: Piece, tokens: Tokens) -> Tensor | None:
+    """Which tokens of a step write, [B, C]: those that are real and observed. None: all of them.
+
+    >>> one = torch.ones(1, 1, 2, 1)
+    >>> written_of(Piece(0, 2, None, 0), Tokens(one, one, one, one, observed=torch.tensor([[True, False]]))).tolist()
+    [[True, False]]
+    """
+    exists = real(step, tokens.keys.device)
+    if tokens.observed is None:
+        return exists
+    observed = take(tokens.observed, step, 1)
+    return observed if exists is None else exists & observed
+
+
+def read_layer(
+    gate: Coefficients, theta: Tensor, x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, deltas: Tensor
+) -> Tensor:
+    """`x_i W_i` for every token i of the chunk, W_i being the layer's weights after token i.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> read_layer(coefficients(one[0], None, None, None), one[0], one, one, one, one, one).item()
+    0.0
+    """
+    out = gate.keep.unsqueeze(-1) * (x @ weight)
+    if gate.carry is not None:
+        out = out + gate.carry.unsqueeze(-1) * (x @ momentum)
+    return out - ((x @ inputs.mT) * gate.mix * theta.unsqueeze(-2)) @ deltas
+
+
+def write_layer(
+    gate: Coefficients, theta: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, deltas: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The layer's weights and momentum after the last token of the chunk.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> write_layer(coefficients(one[0], None, None, None), one[0], 3 * one, one, one, one)[0].item()
+    2.0
+    """
+    moved = (
+        gate.keep[..., -1, None, None] * weight - (inputs * (gate.mix[..., -1, :] * theta).unsqueeze(-1)).mT @ deltas
+    )
+    if gate.carry is None or gate.fade_last is None or gate.trail_last is None:
+        return moved, momentum
+    moved = moved + gate.carry[..., -1, None, None] * momentum
+    pushed = gate.fade_last[..., None, None] * momentum - (inputs * (gate.trail_last * theta).unsqueeze(-1)).mT @ deltas
+    return moved, pushed
