@@ -27,6 +27,8 @@ SPAN = 4096  # tokens of all rows whose scalars are computed at once
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
     """Write and read all tokens, chunk by chunk; equal to the reference for every network and chunk length.
 
+    A state without an anchor, which is that of a linear memory, takes every gradient at the current weights.
+
     >>> from titans_ts.core.ops.contract import Rule, Tokens
     >>> one = torch.ones(1, 1, 1, 1)
     >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
@@ -86,7 +88,9 @@ def one_run(state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece]) ->
     rows, heads = tokens.keys.shape[:2]
     starts = begins(run[0], state.offset)
     weights = where_rows(starts, cap(state.weights, rule.weight_cap), state.weights)
-    anchored = not bool(starts.all())
+    exact = not state.anchor
+    momentum = where_rows(starts, cap(state.momentum, rule.weight_cap), state.momentum) if exact else state.momentum
+    anchored = not exact and not bool(starts.all())
     anchor = where_rows(starts, weights, state.anchor) if anchored else ()
     spent = torch.where(starts[:, None, None], torch.zeros_like(state.spent), state.spent)
 
@@ -105,14 +109,15 @@ def one_run(state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece]) ->
         stiff=rule.step_budget is not None,
         cap=rule.weight_cap,
         anchored=anchored,
+        exact=exact,
     )
-    flat = [[leaf.flatten(0, 1) for leaf in part] for part in (weights, state.momentum, anchor)]
+    flat = [[leaf.flatten(0, 1) for leaf in part] for part in (weights, momentum, anchor)]
     reads, *ends = whole_chunks(form, queries, keys, values, gates, *flat)
     moved, pushed, start = (tuple(leaf.unflatten(0, (rows, heads)) for leaf in part) for part in ends)
     if rule.residual:
         reads = queries + normalize(reads)[0]
     reads = reads.unflatten(1, (rows, heads)).movedim(0, 2).flatten(2, 3)
-    return reads, state._replace(weights=moved, momentum=pushed, anchor=start, spent=spent)
+    return reads, state._replace(weights=moved, momentum=pushed, anchor=() if exact else start, spent=spent)
 
 
 def written_in(run: list[Piece], tokens: Tokens) -> Bool[Tensor, "N B C"] | None:

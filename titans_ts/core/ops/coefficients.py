@@ -36,8 +36,11 @@ class Recurrences(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, Tensor]:
-        """W and S, [R, C, C + 2]; `eta`, `stay` and `written` are [R, C], None: 0, 1 and 1 everywhere."""
+    def forward(ctx: Any, eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
+        """The columns of W (tokens [R, C, C], momentum and weights [R, C]), then the last of S, [R, C + 2].
+
+        `eta`, `stay` and `written` are [R, C], None: 0, 1 and 1 everywhere.
+        """
         like = eta if eta is not None else stay
         assert like is not None
         rows, size = like.shape
@@ -56,7 +59,7 @@ class Recurrences(torch.autograd.Function):
             else:
                 past = torch.addcmul(added, past, stay[:, i, None], out=weight[:, i])
         ctx.save_for_backward(eta, stay, written, weight, push)
-        return weight, push[:, -1]
+        return weight[..., :size], weight[..., size], weight[..., size + 1], push[:, -1]
 
     @staticmethod
     @once_differentiable
@@ -64,7 +67,8 @@ class Recurrences(torch.autograd.Function):
         """The same recurrences from the last token to the first."""
         eta, stay, written, weight, push = ctx.saved_tensors
         size = weight.shape[1]
-        d_weight = grads[0].clone()
+        d_weight = torch.empty_like(weight)
+        d_weight[..., :size], d_weight[..., size], d_weight[..., size + 1] = grads[:3]
         for i in range(size - 2, -1, -1):
             if stay is None:
                 d_weight[:, i] += d_weight[:, i + 1]
@@ -76,7 +80,7 @@ class Recurrences(torch.autograd.Function):
         if eta is None:
             return None, d_stay, None
         d_push = d_weight if written is None else d_weight.mul_(written.unsqueeze(-1))
-        d_push[:, -1] += grads[1]
+        d_push[:, -1] += grads[3]
         for i in range(size - 2, -1, -1):
             d_push[:, i].addcmul_(d_push[:, i + 1], eta[:, i + 1, None])
         d_eta = torch.cat([d_push[:, :1, size], (d_push[:, 1:] * push[:, :-1]).sum(-1)], 1)
@@ -107,9 +111,8 @@ def coefficients(
         stay = None if stay is None else torch.where(there, stay, 1.0)
         mask = None if eta is None else there.flatten(0, 1).to(theta.dtype)
     rows = [None if x is None else x.flatten(0, 1) for x in (eta, stay)]
-    weight, push = Recurrences.apply(*rows, mask)  # type: ignore[no-untyped-call]
-    weight, push = weight.unflatten(0, theta.shape[:2]), push.unflatten(0, theta.shape[:2])
-    keep, mix = weight[..., size + 1], weight[..., :size]
+    found = Recurrences.apply(*rows, mask)  # type: ignore[no-untyped-call]
+    mix, carry, keep, push = (part.unflatten(0, theta.shape[:2]) for part in found)
     if eta is None:
         return Coefficients(keep, None, mix, None, None)
-    return Coefficients(keep, weight[..., size], mix, push[..., size], push[..., :size])
+    return Coefficients(keep, carry, mix, push[..., size], push[..., :size])

@@ -43,6 +43,7 @@ class Form:
     layers: of the memory network. residual: it is `x + LN(MLP(x))`. stiff: divide every step by its stiffness.
     cap: `weight_cap` at the start of every chunk but the first, which comes as it is to be used.
     anchored: the first chunk takes its gradients at weights of its own, given behind the momentum.
+    exact: of a linear memory, every gradient at the current weights: the errors of a chunk solve a triangular system.
     """
 
     layers: int
@@ -50,6 +51,7 @@ class Form:
     stiff: bool = False
     cap: float | None = None
     anchored: bool = False
+    exact: bool = False
 
 
 def whole_chunks(
@@ -118,8 +120,9 @@ class Tape(NamedTuple):
 
     weights, momentum: at the start of every chunk, [N + 1, R, I, O]. hidden: sums of the key pass. pull: the error that
     came back to them, before the slope. delta: that of the network's output. reads: sums of the query pass. scores:
-    query inputs times key inputs. parts: `x W` and `x S` where the output is narrower than the input. theta: the
-    steps as they were taken. stiffness: their divisor.
+    query inputs times key inputs. system: that of the exact form. parts: `x W` and `x S` where the output is narrower
+    than the input. theta: the steps as they were taken. stiffness: their divisor. factors: of the cap where it was
+    reached, by chunk, layer and whether it is the momentum's.
     """
 
     weights: list[Tensor]
@@ -129,10 +132,11 @@ class Tape(NamedTuple):
     delta: Tensor
     reads: list[Tensor]
     scores: list[Tensor]
+    system: Tensor
     parts: dict[int, tuple[Tensor, Tensor]]
     theta: Tensor
     stiffness: Tensor
-    factors: dict[tuple[int, int], Tensor]
+    factors: dict[tuple[int, int, bool], Tensor]
 
 
 class Dual(torch.autograd.Function):
@@ -162,6 +166,7 @@ class Dual(torch.autograd.Function):
             delta=tokens(widths[-1]),
             reads=[tokens(width) for width in widths[:-1]],
             scores=[tokens(size) for _ in weights],
+            system=_system(gates, keys) if form.exact else new(0),
             parts={
                 layer: (tokens(w.shape[-1]), tokens(w.shape[-1]))
                 for layer, w in enumerate(weights)
@@ -188,16 +193,20 @@ class Dual(torch.autograd.Function):
             for n in range(first, last):
                 here, place = n - base, n - first
                 if n and form.cap is not None:
-                    for layer, weight in enumerate(tape.weights):
-                        factor = _capped(weight[here], form.cap)
-                        if factor is not None:
-                            tape.factors[n, layer] = factor
+                    for pushes, leaves in enumerate((tape.weights, tape.momentum)[: 1 + (form.exact and moving)]):
+                        for layer, leaf in enumerate(leaves):
+                            factor = _capped(leaf[here], form.cap)
+                            if factor is not None:
+                                tape.factors[n, layer, bool(pushes)] = factor
                 at = anchor if n == 0 and form.anchored else [weight[here] for weight in tape.weights]
                 if n == chunks - 1:
                     start = [weight.clone() for weight in at]
                 places = [keys[n], *(x[place] for x in inputs[1:])]
                 deltas = [error[place] for error in errors]
-                _key_pass(form, at, places, values[n], tape, here, deltas)
+                if form.exact:
+                    _solve(gates, tape, n, here, keys[n], values[n], deltas[0])
+                else:
+                    _key_pass(form, at, places, values[n], tape, here, deltas)
                 _take_steps(form, gates, tape, n, places, deltas)
                 for layer in range(layers):
                     _update(gates, tape, layer, n, here, places[layer], deltas[layer])
@@ -250,6 +259,32 @@ def _key_pass(
         pull = tape.pull[layer - 1][here]
         torch.bmm(deltas[layer], at[layer].mT, out=pull)
         torch.ops.aten.gelu_backward.grad_input(pull, tape.hidden[layer - 1][here], grad_input=deltas[layer - 1])
+
+
+def _before(x: Tensor, first: float, dim: int) -> Tensor:
+    """Shifted by one token: what was before it, and `first` before the first."""
+    return torch.cat([torch.full_like(x.narrow(dim, 0, 1), first), x.narrow(dim, 0, x.shape[dim] - 1)], dim)
+
+
+def _system(gates: Gates, keys: Tensor) -> Tensor:
+    """The triangular systems of the exact form, [N, R, C, C].
+
+    The true error of token j is `e_j = k_j M_{j-1} - v_j`, and M_{j-1} is linear in the errors before j. With mix, keep
+    and carry shifted by one token this reads `(I + A) E = keep K M_0 + carry K S_0 - V`, A strictly lower triangular.
+    """
+    return (keys @ keys.mT).mul_(_before(gates.mix[0], 0.0, 2)).mul_(2 * gates.rate[0].unsqueeze(-2))
+
+
+def _solve(gates: Gates, tape: Tape, n: int, here: int, keys: Tensor, values: Tensor, delta: Tensor) -> None:
+    """Fill the deltas of one chunk of the exact form, twice its errors."""
+    keep = _before(gates.keep[0, n], 1.0, 1).unsqueeze(-1)
+    right = torch.baddbmm(values, keys * keep, tape.weights[0][here], beta=-1)
+    if gates.carry is not None:
+        right.baddbmm_(keys * _before(gates.carry[0, n], 0.0, 1).unsqueeze(-1), tape.momentum[0][here])
+    # The solver reads the strict lower triangle only and takes the diagonal as ones.
+    errors = torch.linalg.solve_triangular(tape.system[n], right, upper=False, unitriangular=True)
+    torch.mul(errors, 2, out=delta)
+    tape.delta[here] = delta
 
 
 def _take_steps(form: Form, gates: Gates, tape: Tape, n: int, inputs: list[Tensor], deltas: list[Tensor]) -> None:
@@ -344,6 +379,7 @@ def _gradient(
     d_query, d_key, d_value = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
     d_gates = Gates(*(None if gate is None else torch.zeros_like(gate) for gate in gates))  # type: ignore[arg-type]
     d_anchor: list[Tensor] = []
+    d_system = torch.empty_like(tape.system)
     for first in range((chunks - 1) // batch * batch, -1, -batch):
         last = min(chunks, first + batch)
         here = slice(first, last)
@@ -377,15 +413,61 @@ def _gradient(
             if n == chunks - 1:
                 for leaf, more in zip(target, d_start, strict=True):
                     leaf += more
-            _key_gradient(form, at, tape, n, [x[i] for x in inputs], [x[i] for x in plain], values[n],
-                         [x[i] for x in d_inputs], [x[i] for x in d_errors], target, d_key[n], d_value[n])  # fmt: skip
+            here_inputs, here_errors = [x[i] for x in d_inputs], [x[i] for x in d_errors]
+            if form.exact:
+                _solve_gradient(gates, d_gates, tape, n, keys[n], here_inputs[0], here_errors[0], d_system[n],
+                                d_weight[0], d_push[0], d_value[n])  # fmt: skip
+                d_key[n] = here_inputs[0]
+            else:
+                _key_gradient(form, at, tape, n, [x[i] for x in inputs], [x[i] for x in plain], values[n],
+                              here_inputs, here_errors, target, d_key[n], d_value[n])  # fmt: skip
             for layer in range(layers):
-                factor = tape.factors.get((n, layer))
-                if factor is not None:
-                    _cap_gradient(tape.weights[layer][n], factor, d_weight[layer])
-    if not moving:
-        pass
+                for pushes, (kept, d_kept) in enumerate(((tape.weights, d_weight), (tape.momentum, d_push))):
+                    factor = tape.factors.get((n, layer, bool(pushes)))
+                    if factor is not None:
+                        _cap_gradient(kept[layer][n], factor, d_kept[layer])
+    if form.exact:
+        _system_gradient(gates, d_gates, d_system, keys, d_key)
     return [d_query, d_key, d_value, *d_gates, *d_weight, *d_push, *d_anchor]
+
+
+def _solve_gradient(
+    gates: Gates,
+    d_gates: Gates,
+    tape: Tape,
+    n: int,
+    keys: Tensor,
+    d_keys: Tensor,
+    d_delta: Tensor,
+    d_system: Tensor,
+    d_weight: Tensor,
+    d_push: Tensor,
+    d_value: Tensor,
+) -> None:
+    """The gradient of `_solve`, added to that of its keys and of the state, and written to `d_system` and `d_value`."""
+    d_right = torch.linalg.solve_triangular(tape.system[n].mT, d_delta, upper=True, unitriangular=True).mul_(2)
+    torch.baddbmm(d_system, d_right, tape.delta[n].mT, beta=0, alpha=-0.5, out=d_system)
+    torch.neg(d_right, out=d_value)
+    parts = [(gates.keep, d_gates.keep, tape.weights[0][n], d_weight, 1.0)]
+    if gates.carry is not None and d_gates.carry is not None:
+        parts.append((gates.carry, d_gates.carry, tape.momentum[0][n], d_push, 0.0))
+    for gate, d_gate, leaf, d_leaf, first in parts:
+        by = _before(gate[0, n], first, 1).unsqueeze(-1)
+        part = torch.bmm(d_right, leaf.mT)
+        d_gate[0, n, :, :-1] += rowdot(part, keys)[:, 1:]
+        d_keys.addcmul_(part, by)
+        d_leaf.baddbmm_((keys * by).mT, d_right)
+
+
+def _system_gradient(gates: Gates, d_gates: Gates, d_system: Tensor, keys: Tensor, d_key: Tensor) -> None:
+    """The gradient of `_system`, added to that of the keys."""
+    products = keys @ keys.mT
+    mix, rate = _before(gates.mix[0], 0.0, 2), 2 * gates.rate[0].unsqueeze(-2)
+    d_gates.mix[0, :, :, :-1] += (d_system * products * rate)[:, :, 1:]
+    d_system = d_system * mix
+    d_gates.rate[0] += 2 * (d_system * products).sum(-2)
+    d_system *= rate
+    d_key += (d_system + d_system.mT) @ keys
 
 
 def _read_gradient(
