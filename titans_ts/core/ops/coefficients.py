@@ -28,6 +28,11 @@ class Coefficients(NamedTuple):
     trail_last: Float[Tensor, "B H C"] | None
 
 
+def _columns(gate: Tensor | None) -> tuple[Tensor, ...]:
+    """The gate of every token as a column, or nothing."""
+    return () if gate is None else gate.unsqueeze(-1).unbind(1)
+
+
 class Recurrences(torch.autograd.Function):
     """`S_i = eta_i S_{i-1} + e_i` and `W_i = stay_i W_{i-1} + written_i S_i` for all rows, every source a column.
 
@@ -49,15 +54,12 @@ class Recurrences(torch.autograd.Function):
         weight = like.new_empty(rows, size, size + 2)
         before, past = like.new_zeros(2, rows, size + 2)
         before[:, size], past[:, size + 1] = 1, 1
-        for i in range(size):
-            here = push[:, i]
-            if eta is not None:
-                before = torch.addcmul(sources[i], before, eta[:, i, None], out=here)
+        etas, stays = _columns(eta), _columns(stay)
+        for i, (source, here, there) in enumerate(zip(sources.unbind(), push.unbind(1), weight.unbind(1), strict=True)):
+            if etas:
+                before = torch.addcmul(source, before, etas[i], out=here)
             added = here if written is None else here * written[:, i, None]
-            if stay is None:
-                past = torch.add(added, past, out=weight[:, i])
-            else:
-                past = torch.addcmul(added, past, stay[:, i, None], out=weight[:, i])
+            past = torch.addcmul(added, past, stays[i], out=there) if stays else torch.add(added, past, out=there)
         ctx.save_for_backward(eta, stay, written, weight, push)
         return weight[..., :size], weight[..., size], weight[..., size + 1], push[:, -1]
 
@@ -69,11 +71,12 @@ class Recurrences(torch.autograd.Function):
         size = weight.shape[1]
         d_weight = torch.empty_like(weight)
         d_weight[..., :size], d_weight[..., size], d_weight[..., size + 1] = grads[:3]
+        stays, here = _columns(stay), d_weight.unbind(1)
         for i in range(size - 2, -1, -1):
-            if stay is None:
-                d_weight[:, i] += d_weight[:, i + 1]
+            if stays:
+                here[i].addcmul_(here[i + 1], stays[i + 1])
             else:
-                d_weight[:, i].addcmul_(d_weight[:, i + 1], stay[:, i + 1, None])
+                here[i].add_(here[i + 1])
         d_stay = None
         if stay is not None:
             d_stay = torch.cat([d_weight[:, :1, size + 1], (d_weight[:, 1:] * weight[:, :-1]).sum(-1)], 1)
@@ -81,8 +84,9 @@ class Recurrences(torch.autograd.Function):
             return None, d_stay, None
         d_push = d_weight if written is None else d_weight.mul_(written.unsqueeze(-1))
         d_push[:, -1] += grads[3]
+        etas, here = _columns(eta), d_push.unbind(1)
         for i in range(size - 2, -1, -1):
-            d_push[:, i].addcmul_(d_push[:, i + 1], eta[:, i + 1, None])
+            here[i].addcmul_(here[i + 1], etas[i + 1])
         d_eta = torch.cat([d_push[:, :1, size], (d_push[:, 1:] * push[:, :-1]).sum(-1)], 1)
         return d_eta, d_stay, None
 

@@ -115,6 +115,32 @@ def _capped(weight: Float[Tensor, "R I O"], cap: float) -> Float[Tensor, " R"] |
     return factor
 
 
+class Ends(NamedTuple):
+    """The gates of the last token of every chunk, as views that broadcast over a layer (keep, carry, fade) or over the
+    width of its tokens (mix, trail)."""
+
+    keep: tuple[Tensor, ...]
+    mix: tuple[Tensor, ...]
+    carry: tuple[Tensor, ...]
+    fade: tuple[Tensor, ...]
+    trail: tuple[Tensor, ...]
+
+
+def _ends(gates: Gates) -> list[Ends]:
+    """The `Ends` of every gate; without momentum the last three are empty."""
+    found = []
+    for g in range(gates.rate.shape[0]):
+        keep, mix = gates.keep[g, :, :, -1, None, None], gates.mix[g, :, :, -1, :, None]
+        if gates.carry is None or gates.fade is None or gates.trail is None:
+            found.append(Ends(keep.unbind(), mix.unbind(), (), (), ()))
+        else:
+            carry, fade = gates.carry[g, :, :, -1, None, None], gates.fade[g, :, :, None, None]
+            found.append(
+                Ends(keep.unbind(), mix.unbind(), carry.unbind(), fade.unbind(), gates.trail[g].unsqueeze(-1).unbind())
+            )
+    return found
+
+
 class Tape(NamedTuple):
     """What the forward pass leaves to the gradient, a list entry a layer (fewer where a layer has none).
 
@@ -184,6 +210,7 @@ class Dual(torch.autograd.Function):
         errors = [tokens(width, batch) for width in widths]
         out = tokens(widths[-1], chunks)
         start: list[Tensor] = []
+        ends = _ends(gates)
         for first in range(0, chunks, batch):
             last = min(chunks, first + batch)
             base = 0 if saving else first
@@ -209,9 +236,9 @@ class Dual(torch.autograd.Function):
                     _key_pass(form, at, places, values[n], tape, here, deltas)
                 _take_steps(form, gates, tape, n, places, deltas)
                 for layer in range(layers):
-                    _update(gates, tape, layer, n, here, places[layer], deltas[layer])
+                    _update(ends[_gate_of(layer, gates)], tape, layer, n, here, places[layer], deltas[layer])
             _read(gates, tape, first, last, base, queries, inputs, errors, out)
-        ends = [weight[(chunks - first) if not saving else chunks].clone() for weight in tape.weights]
+        moved = [weight[(chunks - first) if not saving else chunks].clone() for weight in tape.weights]
         pushed = (
             [push[(chunks - first) if not saving else chunks].clone() for push in tape.momentum]
             if moving
@@ -220,7 +247,7 @@ class Dual(torch.autograd.Function):
         if saving:
             ctx.form, ctx.gates, ctx.tape, ctx.batch = form, gates, tape, batch
             ctx.save_for_backward(queries, keys, values, *anchor)
-        return (out, *ends, *pushed, *start)
+        return (out, *moved, *pushed, *start)
 
     @staticmethod
     @once_differentiable
@@ -300,22 +327,20 @@ def _take_steps(form: Form, gates: Gates, tape: Tape, n: int, inputs: list[Tenso
 
 def _scaled(x: Tensor, error: Tensor, by: Tensor) -> tuple[Tensor, Tensor]:
     """The narrower of the two times `by`, and the other as it is."""
-    by = by.unsqueeze(-1)
     return (x * by, error) if x.shape[-1] <= error.shape[-1] else (x, error * by)
 
 
-def _update(gates: Gates, tape: Tape, layer: int, n: int, here: int, x: Tensor, error: Tensor) -> None:
+def _update(end: Ends, tape: Tape, layer: int, n: int, here: int, x: Tensor, error: Tensor) -> None:
     """The weights and momentum of one layer at the start of the next chunk."""
-    g = _gate_of(layer, gates)
-    weight, moved = tape.weights[layer][here], tape.weights[layer][here + 1]
-    torch.mul(weight, gates.keep[g, n, :, -1, None, None], out=moved)
-    left, right = _scaled(x, error, gates.mix[g, n, :, -1])
+    moved = tape.weights[layer][here + 1]
+    torch.mul(tape.weights[layer][here], end.keep[n], out=moved)
+    left, right = _scaled(x, error, end.mix[n])
     moved.baddbmm_(left.mT, right, alpha=-1)
-    if gates.carry is not None and gates.fade is not None and gates.trail is not None:
+    if end.carry:
         push, pushed = tape.momentum[layer][here], tape.momentum[layer][here + 1]
-        moved.addcmul_(push, gates.carry[g, n, :, -1, None, None])
-        torch.mul(push, gates.fade[g, n, :, None, None], out=pushed)
-        left, right = _scaled(x, error, gates.trail[g, n])
+        moved.addcmul_(push, end.carry[n])
+        torch.mul(push, end.fade[n], out=pushed)
+        left, right = _scaled(x, error, end.trail[n])
         pushed.baddbmm_(left.mT, right, alpha=-1)
 
 
@@ -373,11 +398,12 @@ def _gradient(
 ) -> list[Tensor | None]:
     """The gradient with respect to everything that `whole_chunks` takes, in its order."""
     layers, chunks = form.layers, queries.shape[0]
-    d_out, ends = grads[0], grads[1:]
-    d_weight, d_push, d_start = ([x.clone() for x in ends[i * layers : (i + 1) * layers]] for i in range(3))
+    d_out, rest = grads[0], grads[1:]
+    d_weight, d_push, d_start = ([x.clone() for x in rest[i * layers : (i + 1) * layers]] for i in range(3))
     moving = gates.carry is not None
     d_query, d_key, d_value = torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)
     d_gates = Gates(*(None if gate is None else torch.zeros_like(gate) for gate in gates))  # type: ignore[arg-type]
+    ends, d_ends = _ends(gates), _ends(d_gates)
     d_anchor: list[Tensor] = []
     d_system = torch.empty_like(tape.system)
     for first in range((chunks - 1) // batch * batch, -1, -batch):
@@ -394,8 +420,9 @@ def _gradient(
         for n in range(last - 1, first - 1, -1):
             i = n - first
             for layer in range(layers):
+                g = _gate_of(layer, gates)
                 _update_gradient(
-                    gates, d_gates, tape, layer, n,
+                    ends[g], d_ends[g], tape, layer, n,
                     (inputs[layer][i], errors[layer][i], d_inputs[layer][i], d_errors[layer][i]),
                     d_weight[layer], d_push[layer],
                 )  # fmt: skip
@@ -492,7 +519,7 @@ def _read_gradient(
         weight, push = tape.weights[layer][here], tape.momentum[layer][here]
         d_y = d_y.contiguous()
         d_score = torch.bmm(_flat(d_y), _flat(errors[layer]).mT).view_as(scores)
-        d_gates.mix[g, here] -= d_score * scores
+        d_gates.mix[g, here].addcmul_(d_score, scores, value=-1)
         d_score *= mix
         d_errors[layer] = torch.bmm(_flat(scores * mix).mT, _flat(d_y)).neg_().view_as(errors[layer])
         d_inputs[layer] = torch.bmm(_flat(d_score).mT, _flat(x)).neg_().view_as(inputs[layer])
@@ -526,8 +553,8 @@ def _read_gradient(
 
 
 def _update_gradient(
-    gates: Gates,
-    d_gates: Gates,
+    end: Ends,
+    d_end: Ends,
     tape: Tape,
     layer: int,
     n: int,
@@ -535,38 +562,35 @@ def _update_gradient(
     d_weight: Tensor,
     d_push: Tensor,
 ) -> None:
-    """The gradient of `update`: `d_weight` and `d_push` are turned from those after the chunk to those before it."""
+    """The gradient of `_update`: `d_weight` and `d_push` are turned from those after the chunk to those before it."""
     x, error, d_x, d_error = factors
-    g = _gate_of(layer, gates)
-    weight, push = tape.weights[layer][n], tape.momentum[layer]
 
-    def outer(by: Tensor, d_by: Tensor, d_end: Tensor) -> None:
-        by = by.unsqueeze(-1)
+    def outer(by: Tensor, d_by: Tensor, d_leaf: Tensor) -> None:
         if x.shape[-1] <= error.shape[-1]:
-            d_error.baddbmm_(x * by, d_end, alpha=-1)
-            part = torch.bmm(error, d_end.mT)
-            d_by -= rowdot(part, x)
+            d_error.baddbmm_(x * by, d_leaf, alpha=-1)
+            part = torch.bmm(error, d_leaf.mT)
+            d_by.sub_(rowdot(part, x).unsqueeze(-1))
             d_x.addcmul_(part, by, value=-1)
         else:
-            part = torch.bmm(x, d_end)
-            d_by -= rowdot(part, error)
+            part = torch.bmm(x, d_leaf)
+            d_by.sub_(rowdot(part, error).unsqueeze(-1))
             d_error.addcmul_(part, by, value=-1)
-            d_x.baddbmm_(error * by, d_end.mT, alpha=-1)
+            d_x.baddbmm_(error * by, d_leaf.mT, alpha=-1)
 
-    outer(gates.mix[g, n, :, -1], d_gates.mix[g, n, :, -1], d_weight)
-    d_gates.keep[g, n, :, -1] += _dot(d_weight, weight)
-    if gates.carry is not None and gates.fade is not None and gates.trail is not None:
-        push = push[n]
-        outer(gates.trail[g, n], d_gates.trail[g, n], d_push)  # type: ignore[index]
-        d_gates.carry[g, n, :, -1] += _dot(d_weight, push)  # type: ignore[index]
-        d_gates.fade[g, n] += _dot(d_push, push)  # type: ignore[index]
-        d_push.mul_(gates.fade[g, n, :, None, None]).addcmul_(d_weight, gates.carry[g, n, :, -1, None, None])
-    d_weight.mul_(gates.keep[g, n, :, -1, None, None])
+    outer(end.mix[n], d_end.mix[n], d_weight)
+    d_end.keep[n].add_(_dot(d_weight, tape.weights[layer][n]))
+    if end.carry:
+        push = tape.momentum[layer][n]
+        outer(end.trail[n], d_end.trail[n], d_push)
+        d_end.carry[n].add_(_dot(d_weight, push))
+        d_end.fade[n].add_(_dot(d_push, push))
+        d_push.mul_(end.fade[n]).addcmul_(d_weight, end.carry[n])
+    d_weight.mul_(end.keep[n])
 
 
-def _dot(x: Float[Tensor, "R I O"], y: Float[Tensor, "R I O"]) -> Float[Tensor, " R"]:
+def _dot(x: Float[Tensor, "R I O"], y: Float[Tensor, "R I O"]) -> Float[Tensor, "R 1 1"]:
     """The sum of products over all but the rows."""
-    return torch.bmm(x.flatten(1).unsqueeze(1), y.flatten(1).unsqueeze(2)).view(-1)
+    return torch.bmm(x.flatten(1).unsqueeze(1), y.flatten(1).unsqueeze(2))
 
 
 def _steps_gradient(
@@ -649,5 +673,5 @@ def _key_gradient(
 def _cap_gradient(weight: Tensor, factor: Tensor, d_weight: Tensor) -> None:
     """The gradient of `capped` in place; `weight` as it was scaled."""
     along = _dot(d_weight, weight) / _dot(weight, weight).clamp(min=1e-24)
-    away = (along * (factor < 1))[:, None, None] * weight
+    away = along * (factor < 1)[:, None, None] * weight
     d_weight.sub_(away).mul_(factor[:, None, None])
