@@ -44,3 +44,10 @@ def test_without_the_peer_a_run_says_how_to_install_it(monkeypatch):
     run = run_memory([Case(name="small", dim=8, tokens=8, refresh=4)], said.append)
     assert "pip install titans-pytorch" in said[0]
     assert "forward_ratio" not in run["rows"][0]
+
+
+def test_a_case_that_does_not_exist_is_said():
+    from titans_ts.cli import memory
+
+    with pytest.raises(ValueError, match="no case begins with"):
+        memory(case=["nothing"], out=None)
