@@ -189,6 +189,25 @@ def stream(
 
 
 @benchmark.command()
+def memory(
+    case: Annotated[list[str] | None, typer.Option(help="Cases whose names begin so; default: all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """The neural memory against titans-pytorch: CPU time and peak memory, forward and backward, one thread."""
+    import json
+
+    from .benchmark.memory import CASES, run_memory
+
+    chosen = [each for each in CASES if case is None or any(each.name.startswith(name) for name in case)]
+    if not chosen:
+        raise ValueError(f"no case begins with {case}; there are: {', '.join(each.name for each in CASES)}")
+    result = run_memory(chosen, typer.echo)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "memory.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),

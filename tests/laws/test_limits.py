@@ -25,7 +25,7 @@ from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory, largest_step
 from titans_ts.core.networks import recall
 from titans_ts.core.ops.backends import OPS, choose, rule_of
-from titans_ts.core.ops.coefficients import coefficients, products
+from titans_ts.core.ops.coefficients import coefficients
 from titans_ts.core.ops.contract import Rule, Tokens, cap
 from titans_ts.core.state import MemoryState, leaves, map_state
 
@@ -215,7 +215,15 @@ def test_the_coefficients_are_the_recurrences_and_stay_in_their_bounds(rows):
     assert got.fade_last.item() == pytest.approx(fade, abs=1e-12)
     assert (got.mix.triu(1) == 0).all()
     everywhere = coefficients(torch.ones_like(eta), eta.clamp(max=0.9), alpha, None)
-    decay, trails = (products(gate.clamp(min=1e-30).log()) for gate in (1 - alpha, eta.clamp(max=0.9)))
+    lower = torch.ones(size, size, dtype=torch.bool).tril()
+    decay, trails = (
+        gate.unsqueeze(-1)
+        .expand(1, 1, size, size)
+        .masked_fill(~lower.tril(-1), 1.0)
+        .cumprod(-2)
+        .masked_fill(~lower, 0.0)
+        for gate in (1 - alpha, eta.clamp(max=0.9))
+    )
     assert_same(everywhere.mix, decay @ trails, 1e-12)
     assert everywhere.mix.max() <= 10 + 1e-9  # 1 / (1 - eta)
 

@@ -67,6 +67,19 @@ def test_the_op_is_the_reference_for_every_chunk(config, chunk):
     assert_twins(choose(config), make_state(config, grad=True), make_tokens(config, grad=True), rule)
 
 
+@pytest.mark.parametrize(("batch", "span"), [(1, 1), (24, 10**6), (1, 40), (24, 40)])
+@pytest.mark.parametrize("config", NETWORKS, ids=name_of)
+def test_the_op_is_the_reference_however_its_chunks_are_batched(config, batch, span, monkeypatch):
+    monkeypatch.setattr("titans_ts.core.ops.dual.BATCH", batch)
+    monkeypatch.setattr("titans_ts.core.ops.chunked.SPAN", span)
+    rule = replace(rule_of(config), chunk=2, weight_cap=1.5)
+    state, tokens = make_state(config, grad=True), make_tokens(config, grad=True)
+    assert_twins(choose(config), state, tokens, rule)
+    with torch.no_grad():  # keeps no more than a batch of chunks
+        for got, true in zip(*(OPS[op](state, tokens, rule) for op in (choose(config), "reference")), strict=True):
+            assert_same(got, true)
+
+
 @pytest.mark.parametrize("config", NETWORKS, ids=name_of)
 def test_the_op_is_the_reference_where_the_cap_bites(config):
     rule = replace(rule_of(config), weight_cap=0.5)

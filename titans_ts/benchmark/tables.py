@@ -105,7 +105,28 @@ def panels(folder: Path) -> str:
     return markdown(["set", *models], [*rows, ["mean", *means]])
 
 
-TABLES: dict[str, Callable[[Path], str]] = {"etth1": etth1, "recall": recall, "panels": panels, "stream": stream}
+def memory(folder: Path) -> str:
+    """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
+    head = ["case", "same function"]
+    for title in ("forward", "forward + backward"):
+        head += [f"{title}: us/token", "peer", "faster", "MiB", "peer", "share of a product's rate"]
+    rows = []
+    for each in json.loads((folder / "memory.json").read_text(encoding="utf-8"))["rows"]:
+        row = [each["name"], "yes" if each["same"] else "no"]
+        for name in ("forward", "both"):
+            row += [f"{each[f'{name}_us']:.1f}", f"{each[f'peer_{name}_us']:.0f}", f"**{each[f'{name}_ratio']:.1f}x**"]
+            row += [f"{each[f'{name}_mib']:.0f}", f"{each[f'peer_{name}_mib']:.0f}", f"{each[f'{name}_rate']:.0%}"]
+        rows.append(row)
+    return markdown(head, rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "etth1": etth1,
+    "recall": recall,
+    "panels": panels,
+    "memory": memory,
+    "stream": stream,
+}
 
 
 def render(text: str, folder: Path) -> str:

@@ -56,6 +56,19 @@ def gelu_slope(x: Tensor) -> Tensor:
     return 0.5 * (1 + torch.erf(x * 0.7071067811865476)) + x * torch.exp(-0.5 * x * x) * 0.3989422804014327
 
 
+def output_delta(
+    sums: Float[Tensor, "*shape V"], keys: Float[Tensor, "*shape V"], values: Float[Tensor, "*shape V"]
+) -> Float[Tensor, "*shape V"]:
+    """The gradient of `|keys + LN(sums) - values|^2` with respect to the sums.
+
+    >>> output_delta(torch.tensor([1.0, 3.0]), torch.zeros(2), torch.zeros(2)).round(decimals=3).tolist()
+    [-0.0, 0.0]
+    """
+    unit, deviation = normalize(sums)
+    delta = 2 * (keys + unit - values)
+    return (delta - delta.mean(-1, keepdim=True) - unit * (delta * unit).mean(-1, keepdim=True)) / deviation
+
+
 def gradient_factors(
     weights: Sequence[Float[Tensor, "B H _ _"]],
     keys: Float[Tensor, "B H T K"],
@@ -77,14 +90,7 @@ def gradient_factors(
         if layer:
             inputs.append(functional.gelu(sums[-1]))
         sums.append(inputs[-1] @ weight)
-    if residual:
-        unit, deviation = normalize(sums[-1])
-        delta = 2 * (keys + unit - values)
-        delta = delta - delta.mean(-1, keepdim=True) - unit * (delta * unit).mean(-1, keepdim=True)
-        delta = delta / deviation
-    else:
-        delta = 2 * (sums[-1] - values)
-    deltas = [delta]
+    deltas = [output_delta(sums[-1], keys, values) if residual else 2 * (sums[-1] - values)]
     for layer in range(len(weights) - 1, 0, -1):
         deltas.append((deltas[-1] @ weights[layer].mT) * gelu_slope(sums[layer - 1]))
     return list(zip(inputs, reversed(deltas), strict=True))

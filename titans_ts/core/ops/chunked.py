@@ -3,23 +3,31 @@
 Every gradient of a layer is rank one, `input_t^T delta_t`, so that reading the weights of every token of a chunk takes
 a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together).
 
-B row, H head, C token of the chunk, K key, V value, G gate.
+B row, H head, T time, C token of the chunk, N chunk, R row and head together, K key, V value, G gate.
 """
 
+from itertools import groupby
+
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from ..networks import gradient_factors, normalize, stiffness
+from ..networks import normalize
 from ..pieces import Piece, begins, join, pieces, real, take
 from ..state import MemoryState, where_rows
-from .coefficients import Coefficients, coefficients
+from .coefficients import coefficients
 from .contract import Rule, Tokens, cap, lasting
+from .dual import Form, Gates, whole_chunks
 from .reference import at_rest
+
+SPAN = 4096  # tokens of all rows whose scalars are computed at once
 
 
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
     """Write and read all tokens, chunk by chunk; equal to the reference for every network and chunk length.
+
+    A state without an anchor, which is that of a linear memory, takes every gradient at the current weights.
 
     >>> from titans_ts.core.ops.contract import Rule, Tokens
     >>> one = torch.ones(1, 1, 1, 1)
@@ -31,8 +39,8 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     time = tokens.keys.shape[2]
     steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
     reads = []
-    for step in steps:
-        read, state = one_chunk(state, tokens, rule, step)
+    for run in runs(steps, rule.chunk, max(1, SPAN // (rule.chunk * state.offset.shape[0]))):
+        read, state = one_run(state, tokens, rule, run)
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
@@ -41,101 +49,140 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     return out, state._replace(anchor=anchor, spent=spent, offset=offset)
 
 
-def one_chunk(state: MemoryState, tokens: Tokens, rule: Rule, step: Piece) -> tuple[Tensor, MemoryState]:
-    """Reads and state after one step of `pieces`; the offset stays that of the whole call's start.
+def runs(steps: list[Piece], size: int, longest: int) -> list[list[Piece]]:
+    """The steps in runs that are computed together: at most `longest` chunks that all rows fill, or anything alone.
+
+    >>> [len(run) for run in runs(pieces(torch.tensor([3]), None, 23, 4), 4, 3)]
+    [1, 3, 2, 1]
+    """
+    out: list[list[Piece]] = []
+    for whole, group in groupby(steps, lambda step: step.count is None and step.width == size):
+        run = list(group)
+        length = longest if whole else 1
+        out += [run[i : i + length] for i in range(0, len(run), length)]
+    return out
+
+
+def grid(x: Shaped[Tensor, "B H T F"], run: list[Piece]) -> Shaped[Tensor, "N R C F"]:
+    """The tokens of a run, chunk by chunk.
+
+    >>> grid(torch.arange(6.0).view(1, 1, 6, 1), [Piece(2, 2, None, 1), Piece(4, 2, None, 2)]).flatten(1).tolist()
+    [[2.0, 3.0], [4.0, 5.0]]
+    """
+    first = run[0]
+    if len(run) == 1:
+        return take(x, first, 2).flatten(0, 1).unsqueeze(0).contiguous()
+    whole = take(x, Piece(first.start, first.width * len(run), None, first.index), 2)
+    return whole.unflatten(2, (len(run), first.width)).movedim(2, 0).flatten(1, 2).contiguous()
+
+
+def one_run(state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece]) -> tuple[Tensor, MemoryState]:
+    """Reads and state after one of `runs`; the offset stays that of the whole call's start.
 
     >>> one = torch.ones(1, 1, 1, 1)
     >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState(two, two, two, 0 * one[0], clock, one[0])
-    >>> one_chunk(start, Tokens(one, one, one, 0 * one), Rule(chunk=4), Piece(0, 1, None, 0))[1].spent.item()
+    >>> one_run(start, Tokens(one, one, one, 0 * one), Rule(chunk=4), [Piece(0, 1, None, 0)])[1].spent.item()
     0.0
     """
-    weights, momentum, anchor, spent = state.weights, state.momentum, state.anchor, state.spent
-    queries, keys, values = (take(x, step, 2) for x in tokens[:3])
-    theta = take(tokens.theta, step, 2)
-    eta = None if tokens.eta is None else take(tokens.eta, step, 2)
-    alpha = None if tokens.alpha is None else take(tokens.alpha, step, 2)
-    written = written_in(step, tokens)
-    starts = begins(step, state.offset)
-    weights = where_rows(starts, cap(weights, rule.weight_cap), weights)
-    anchor = where_rows(starts, weights, anchor)
-    spent = torch.where(starts[:, None, None], torch.zeros_like(spent), spent)
+    rows, heads = tokens.keys.shape[:2]
+    starts = begins(run[0], state.offset)
+    weights = where_rows(starts, cap(state.weights, rule.weight_cap), state.weights)
+    exact = not state.anchor
+    momentum = where_rows(starts, cap(state.momentum, rule.weight_cap), state.momentum) if exact else state.momentum
+    anchored = not exact and not bool(starts.all())
+    anchor = where_rows(starts, weights, state.anchor) if anchored else ()
+    spent = torch.where(starts[:, None, None], torch.zeros_like(state.spent), state.spent)
 
-    if written is not None:
-        theta = theta * written[:, None, :, None]
-    factors = gradient_factors(anchor, keys, values, residual=rule.residual)
-    if rule.step_budget is not None:
-        share = torch.ones_like(theta) if eta is None else lasting(eta)
-        total = (spent.unsqueeze(2) + (theta / share).cumsum(2)).clamp(max=rule.step_budget)
-        granted = total.diff(dim=2, prepend=spent.unsqueeze(2))
-        spent = total[:, :, -1]
-        squares = [inputs.square().sum(-1) * deltas.square().sum(-1) for inputs, deltas in factors]
-        stiff = stiffness(torch.stack(squares).sum(0), factors[-1][1].square().sum(-1))
-        theta = granted * share / stiff.unsqueeze(-1)
-
-    gates = [
-        coefficients(
-            theta[..., g], None if eta is None else eta[..., g], None if alpha is None else alpha[..., g], written
-        )
-        for g in range(theta.shape[-1])
-    ]
-    x = queries
-    moved, pushed = [], []
-    for layer, (inputs, deltas) in enumerate(factors):
-        g = min(layer, len(gates) - 1)
-        if layer:
-            x = functional.gelu(x)
-        x = read_layer(gates[g], theta[..., g], x, weights[layer], momentum[layer], inputs, deltas)
-        weight, push = write_layer(gates[g], theta[..., g], weights[layer], momentum[layer], inputs, deltas)
-        moved.append(weight)
-        pushed.append(push)
-    read = queries + normalize(x)[0] if rule.residual else x
-    return read, state._replace(weights=tuple(moved), momentum=tuple(pushed), anchor=anchor, spent=spent)
+    queries, keys, values = (grid(x, run) for x in tokens[:3])
+    theta, eta, alpha = (
+        None if x is None else grid(x, run).movedim(-1, 0).contiguous()
+        for x in (tokens.theta, tokens.eta, tokens.alpha)
+    )
+    written = written_in(run, tokens)
+    assert theta is not None
+    rate, spent = granted(theta, eta, written, spent, rule)
+    gates = gates_of(rate, eta, alpha, written, rows)
+    form = Form(
+        layers=len(weights),
+        residual=rule.residual,
+        stiff=rule.step_budget is not None,
+        cap=rule.weight_cap,
+        anchored=anchored,
+        exact=exact,
+    )
+    flat = [[leaf.flatten(0, 1) for leaf in part] for part in (weights, momentum, anchor)]
+    reads, *ends = whole_chunks(form, queries, keys, values, gates, *flat)
+    moved, pushed, start = (tuple(leaf.unflatten(0, (rows, heads)) for leaf in part) for part in ends)
+    if rule.residual:
+        reads = queries + normalize(reads)[0]
+    reads = reads.unflatten(1, (rows, heads)).movedim(0, 2).flatten(2, 3)
+    return reads, state._replace(weights=moved, momentum=pushed, anchor=() if exact else start, spent=spent)
 
 
-def written_in(step: Piece, tokens: Tokens) -> Tensor | None:
-    """Which tokens of a step write, [B, C]: those that are real and observed. None: all of them.
+def written_in(run: list[Piece], tokens: Tokens) -> Bool[Tensor, "N B C"] | None:
+    """Which tokens of a run write: those that are real and observed. None: all of them.
 
     >>> one = torch.ones(1, 1, 2, 1)
-    >>> written_in(Piece(0, 2, None, 0), Tokens(one, one, one, one, observed=torch.tensor([[True, False]]))).tolist()
-    [[True, False]]
+    >>> observed = torch.tensor([[True, False]])
+    >>> written_in([Piece(0, 2, None, 0)], Tokens(one, one, one, one, observed=observed)).tolist()
+    [[[True, False]]]
     """
-    exists = real(step, tokens.keys.device)
+    exists = real(run[0], tokens.keys.device)
+    exists = None if exists is None else exists.unsqueeze(0)
     if tokens.observed is None:
         return exists
-    observed = take(tokens.observed, step, 1)
+    observed = grid(tokens.observed[:, None, :, None], run).squeeze(-1)
     return observed if exists is None else exists & observed
 
 
-def read_layer(
-    gate: Coefficients, theta: Tensor, x: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, deltas: Tensor
-) -> Tensor:
-    """`x_i W_i` for every token i of the chunk, W_i being the layer's weights after token i.
+def granted(
+    theta: Float[Tensor, "G N R C"],
+    eta: Float[Tensor, "G N R C"] | None,
+    written: Bool[Tensor, "N B C"] | None,
+    spent: Float[Tensor, "B H G"],
+    rule: Rule,
+) -> tuple[Float[Tensor, "G N R C"], Float[Tensor, "B H G"]]:
+    """What the budget leaves of theta, where a token is written, and what is then spent of the last chunk's.
 
-    >>> one = torch.ones(1, 1, 1, 1)
-    >>> read_layer(coefficients(one[0], None, None, None), one[0], one, one, one, one, one).item()
-    0.0
+    >>> theta = torch.full((1, 1, 1, 3), 0.4)
+    >>> granted(theta, None, None, torch.zeros(1, 1, 1), Rule(chunk=4, step_budget=1.0))[0][0, 0].round(decimals=3)
+    tensor([[0.4000, 0.4000, 0.2000]])
     """
-    out = gate.keep.unsqueeze(-1) * (x @ weight)
-    if gate.carry is not None:
-        out = out + gate.carry.unsqueeze(-1) * (x @ momentum)
-    return out - ((x @ inputs.mT) * gate.mix * theta.unsqueeze(-2)) @ deltas
+    rows, heads, _ = spent.shape
+    if written is not None:
+        theta = theta * written.repeat_interleave(heads, 1)
+    if rule.step_budget is None:
+        return theta, spent
+    share = 1.0 if eta is None else lasting(eta)
+    before = functional.pad(spent.flatten(0, 1).T[:, None, :, None], (0, 0, 0, 0, 0, theta.shape[1] - 1))
+    total = (before + (theta / share).cumsum(-1)).clamp(max=rule.step_budget)
+    steps = total.diff(dim=-1, prepend=before)
+    return steps * share, total[:, -1, :, -1].T.reshape(rows, heads, -1).contiguous()
 
 
-def write_layer(
-    gate: Coefficients, theta: Tensor, weight: Tensor, momentum: Tensor, inputs: Tensor, deltas: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The layer's weights and momentum after the last token of the chunk.
+def gates_of(
+    rate: Float[Tensor, "G N R C"],
+    eta: Float[Tensor, "G N R C"] | None,
+    alpha: Float[Tensor, "G N R C"] | None,
+    written: Bool[Tensor, "N B C"] | None,
+    rows: int,
+) -> Gates:
+    """The closed form of every chunk's recurrences, all at once.
 
-    >>> one = torch.ones(1, 1, 1, 1)
-    >>> write_layer(coefficients(one[0], None, None, None), one[0], 3 * one, one, one, one)[0].item()
-    2.0
+    >>> gates_of(torch.ones(1, 2, 1, 3), None, None, None, 1).mix.shape
+    torch.Size([1, 2, 1, 3, 3])
     """
-    moved = (
-        gate.keep[..., -1, None, None] * weight - (inputs * (gate.mix[..., -1, :] * theta).unsqueeze(-1)).mT @ deltas
+    shape = rate.shape[:3]
+
+    def apart(x: Tensor) -> Tensor:
+        return x.reshape(-1, shape[2] // rows, x.shape[-1])
+
+    mask = None if written is None else written.expand(shape[0], *written.shape).flatten(0, 2)
+    found = coefficients(
+        apart(rate), None if eta is None else apart(eta), None if alpha is None else apart(alpha), mask
     )
-    if gate.carry is None or gate.fade_last is None or gate.trail_last is None:
-        return moved, momentum
-    moved = moved + gate.carry[..., -1, None, None] * momentum
-    pushed = gate.fade_last[..., None, None] * momentum - (inputs * (gate.trail_last * theta).unsqueeze(-1)).mT @ deltas
-    return moved, pushed
+    keep, carry, mix, fade, trail = (None if x is None else x.reshape(*shape, *x.shape[2:]) for x in found)
+    assert keep is not None
+    assert mix is not None
+    return Gates(rate, keep, carry, mix, fade, trail)

@@ -1,0 +1,53 @@
+"""The benchmark of the memory: both sides compute the same, and a run says what it measured."""
+
+import pytest
+import torch
+
+from titans_ts.benchmark.memory import CASES, Case, SameMemory, measure, operations, peer_module, run_memory
+
+SAME = [case for case in CASES if case.same]
+
+
+@pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
+def test_both_sides_compute_the_same(case):
+    pytest.importorskip("titans_pytorch")
+    case = Case(
+        name=case.name, depth=case.depth, heads=case.heads, rows=min(case.rows, 2), tokens=100, dim=16, refresh=32
+    )
+    theirs = peer_module(case).double()
+    ours = SameMemory(case).double()
+    ours.copy(theirs)
+    x = torch.randn(case.rows, case.tokens, case.dim, dtype=torch.float64, requires_grad=True)
+    results = []
+    for y in (ours(x), theirs(x)[0]):
+        weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        results.append((y, torch.autograd.grad((y * weight).sum(), x)[0]))
+    for got, true in zip(*results, strict=True):
+        assert (got - true).abs().max() < 1e-9 * true.abs().max().clamp(min=1)
+
+
+def test_operations_are_those_of_the_formulas():
+    assert operations(Case(name="linear", depth=1)) == 10 * 64**2 + 4 * 64 * 64 + 2 * 64**2
+    assert operations(Case(name="heads", heads=4)) == 4 * (22 * 16 * 64 + 4 * 64 * 80 + 2 * 64**2)
+
+
+def test_a_measurement_has_times_and_memory(monkeypatch):
+    monkeypatch.setattr("titans_ts.benchmark.memory.FRESH_SECONDS", 0.0)
+    found = measure(Case(name="small", dim=8, tokens=8, refresh=4), "ours")
+    assert found["both_s"] > 0
+    assert found["product_gflops"] > 0
+
+
+def test_without_the_peer_a_run_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("titans_ts.benchmark.memory.peer_version", lambda: None)
+    said = []
+    run = run_memory([Case(name="small", dim=8, tokens=8, refresh=4)], said.append)
+    assert "pip install titans-pytorch" in said[0]
+    assert "forward_ratio" not in run["rows"][0]
+
+
+def test_a_case_that_does_not_exist_is_said():
+    from titans_ts.cli import memory
+
+    with pytest.raises(ValueError, match="no case begins with"):
+        memory(case=["nothing"], out=None)
