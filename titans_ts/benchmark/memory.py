@@ -2,7 +2,7 @@
 
 `SameMemory` wraps the ops of this package in the projections and gates of the other's `NeuralMemory`, so that both
 compute one function with one set of parameters (`tests/benchmark/test_memory.py`). Every side of every case runs in
-a process of its own, on one thread: the median of the CPU seconds of its calls, and how far they raise the memory of
+a process of its own, on one thread: the CPU seconds of its least disturbed call, and how far they raise the memory of
 the process.
 
 B row, T time, D model, H head, K key.
@@ -15,7 +15,6 @@ import ctypes
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -179,14 +178,14 @@ def operations(case: Case) -> int:
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
-    """The median of the CPU seconds of a call, of three calls or more, after a first one that is not counted."""
+    """The CPU seconds of the least disturbed call, of three or more, after a first one that is not counted."""
     run()
     taken: list[float] = []
     while len(taken) < 3 or sum(taken) < FRESH_SECONDS:
         before = time.process_time()
         run()
         taken.append(time.process_time() - before)
-    return statistics.median(taken)
+    return min(taken)
 
 
 class Peak:
