@@ -37,3 +37,15 @@ def test_the_tables_are_those_of_the_runs(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "<!-- table" in text
     assert render(text, ROOT / "tests" / "results") == text
+
+
+PAPER = (ROOT / "PAPER.md").read_text(encoding="utf-8")
+NAMED = re.findall(r"`((?:core|models|forecasting|data|benchmark)/[\w/]+\.py)(?:: ([\w., ]+))?`", PAPER)
+
+
+def test_what_the_paper_table_names_exists():
+    assert len(NAMED) > 10
+    for path, names in NAMED:
+        code = (ROOT / "titans_ts" / path).read_text(encoding="utf-8")
+        for name in names.split(", ") if names else ():
+            assert re.search(rf"\b{name.split('.')[-1]}\b", code), f"{path} has no {name}"
