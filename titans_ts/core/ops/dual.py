@@ -472,7 +472,10 @@ def _solve_gradient(
     d_value: Tensor,
 ) -> None:
     """The gradient of `_solve`, added to that of its keys and of the state, and written to `d_system` and `d_value`."""
-    d_right = torch.linalg.solve_triangular(tape.system[n].mT, d_delta, upper=True, unitriangular=True).mul_(2)
+    # Turned by half a turn the transposed system is lower triangular again. Solved as an upper one it is spread over
+    # threads that wait for each other longer than they work.
+    turned = tape.system[n].mT.flip(-1, -2)
+    d_right = torch.linalg.solve_triangular(turned, d_delta.flip(-2), upper=False, unitriangular=True).flip(-2).mul_(2)
     torch.baddbmm(d_system, d_right, tape.delta[n].mT, beta=0, alpha=-0.5, out=d_system)
     torch.neg(d_right, out=d_value)
     parts = [(gates.keep, d_gates.keep, tape.weights[0][n], d_weight, 1.0)]
