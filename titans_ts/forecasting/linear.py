@@ -9,7 +9,7 @@ before the map and put back after it, so the path is equivariant: forecasting `c
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, NamedTuple, TypeAlias
@@ -163,7 +163,7 @@ def fit_linear(
             return plain if pooling == math.inf else with_own_maps(plain, gram, pooling, panel.ids)
 
         path = trials.best(
-            [fitted(pooling) for pooling in poolings if pooling in single or pooling == math.inf] or [plain]
+            fitted(pooling) for pooling in [p for p in poolings if p in single or p == math.inf] or [math.inf]
         )
         paths.append(blended(path, gram if path.ids else shared, blends, trials))
     return trials.best(paths)
@@ -233,15 +233,27 @@ class Trials:
         self.windows, self.scales = windows, scales
         self.first: Float | None = None
 
-    def best(self, paths: list[LinearPath]) -> LinearPath:
-        """The best of these paths."""
-        if len(paths) == 1:
-            return paths[0]
-        return paths[self.least([self.errors([path], [(1.0,)])[0] for path in paths])]
+    def best(self, paths: Iterable[LinearPath]) -> LinearPath:
+        """The best of these paths, of which two at most are held at a time."""
+        best, least = None, math.inf
+        for path in paths:
+            if best is not None and not self.windows.total:
+                break
+            loss = self.loss(self.errors([path], [(1.0,)])[0])
+            if best is None or loss < least * (1 - INDIFFERENCE):
+                best, least = path, loss
+        if best is None:
+            raise ValueError("there is no path to choose from")
+        return best
 
     def best_blend(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
         """The best shares of the parts' forecasts."""
-        return blends[0] if len(blends) == 1 else blends[self.least(self.errors(parts, blends))]
+        best, least = blends[0], math.inf
+        for blend, errors in zip(blends, self.errors(parts, blends), strict=True):
+            loss = self.loss(errors)
+            if loss < least * (1 - INDIFFERENCE):
+                best, least = blend, loss
+        return best
 
     def errors(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> list[Float]:
         """Sums of squared and absolute errors `[2]` of every blend, each series in units of its own scale."""
@@ -255,15 +267,10 @@ class Trials:
                 sums[place] += (error**2).sum(), np.abs(error).sum()
         return list(sums)
 
-    def least(self, errors: list[Float]) -> int:
-        """Which of the errors is the least; the first where nothing was judged."""
-        self.first = errors[0] if self.first is None else self.first
-        best, least = 0, math.inf
-        for place, error in enumerate(errors):
-            loss = float((error / np.maximum(self.first, 1e-300)).sum())
-            if loss < least * (1 - INDIFFERENCE):
-                best, least = place, loss
-        return best
+    def loss(self, errors: Float) -> float:
+        """Squared and absolute error together, relative to those of the first path judged."""
+        self.first = errors if self.first is None else self.first
+        return float((errors / np.maximum(self.first, 1e-300)).sum())
 
 
 def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> Float:
