@@ -85,7 +85,7 @@ class StreamingForecaster:
         """The next value of each of these series, NaN where missing; no series twice in one call."""
         if isinstance(rows, (int, np.integer)):
             self._row[0], self._value[0] = rows, values
-            require(0 <= rows < len(self), f"row {rows} does not exist: there are {len(self)} series.")
+            require(bool(0 <= rows < len(self)), f"row {rows} does not exist: there are {len(self)} series.")
             require(
                 not math.isinf(self._value[0]), f"the value of row {rows} is infinite: pass NaN where it is missing."
             )
@@ -105,7 +105,7 @@ class StreamingForecaster:
     def forecast(self, rows: int | ArrayLike) -> Forecast:
         """Forecasts [N, F] and quantiles [N, F, Q] of these series; nothing is changed."""
         if isinstance(rows, (int, np.integer)):
-            require(0 <= rows < len(self), f"row {rows} does not exist: there are {len(self)} series.")
+            require(bool(0 <= rows < len(self)), f"row {rows} does not exist: there are {len(self)} series.")
             self._row[0] = rows
             places = self._row
         else:
