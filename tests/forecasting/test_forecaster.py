@@ -729,7 +729,7 @@ def some_batch(gain, generator):
     """Errors of size one that the whole correction shrinks to `1 - gain`."""
     left = torch.randn(20, 3, generator=generator, dtype=torch.float64)
     one = torch.ones(20, dtype=torch.float64)
-    return Batch(torch.zeros_like(left), gain * left, left[..., None], one, left, one)
+    return Batch(torch.zeros_like(left), gain * left, left[..., None], one, left, one, one, one)
 
 
 def test_a_correction_enters_only_where_its_gain_is_beyond_doubt():
@@ -743,6 +743,8 @@ def test_a_correction_enters_only_where_its_gain_is_beyond_doubt():
     assert weight(*[2.0] * 8) == 0.5  # it speaks twice too loud
     assert weight(0.9, -0.3, -0.3, -0.3, 0.9, -0.3, -0.3, -0.3) == 0.0  # where it helps, it may be by chance
     assert weight(0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, -0.1) > 0.5
+    whole = [[some_batch(0.5, generator)] for _ in range(8)]
+    assert confirmed_weight(whole, horizons=0.05) < confirmed_weight(whole, horizons=1.0) <= 1.0  # little was validated
     # squared error gains where absolute error loses: not taken
     outliers = [[Batch(*(part.clone() for part in some_batch(0.0, generator)))] for _ in range(8)]
     for group in outliers:
@@ -910,7 +912,10 @@ def test_the_median_is_the_middle_quantile():
     assert (median["TitansForecaster"] == median["TitansForecaster-ql0.5"]).all()
     mean = fitted().predict(quantiles=[0.5])
     assert (mean["TitansForecaster-ql0.5"] == median["TitansForecaster-ql0.5"]).all()
-    assert not np.allclose(mean["TitansForecaster"], median["TitansForecaster"])
+    skewed = copy.deepcopy(fitted())
+    skewed.calibration_ = replace(skewed.calibration_, median=1.0, fading=0.0)
+    apart = skewed.predict()["TitansForecaster"] - skewed.set_params(point="median").predict()["TitansForecaster"]
+    assert (apart.abs() > 1e-6).all()
 
 
 def test_quantiles_at_any_level_are_in_order_and_those_trained_are_exact():

@@ -6,7 +6,6 @@ import torch
 
 from titans_ts import BackboneConfig, MemoryConfig, TitansForecaster, TrainConfig
 from titans_ts.core.state import leaves
-from titans_ts.forecasting.forecaster import PanelState
 from titans_ts.forecasting.panel import Panel
 from titans_ts.forecasting.streaming import StreamingForecaster
 
@@ -79,10 +78,10 @@ def test_one_series_alone_is_the_series_among_others(forecaster):
 
 def test_torch_goes_on_from_the_stream_s_state(forecaster):
     stream, rows = StreamingForecaster.from_forecaster(forecaster), np.arange(SERIES)
-    half, maps = len(LATER) // 2, forecaster._known.state.maps
+    half = len(LATER) // 2
     for values in LATER[:half]:
         stream.update(rows, values)
-    state = forecaster._advance(PanelState(stream.series_state(), maps), rows, panel_of(forecaster, LATER[half:]))
+    state = forecaster._advance(stream.panel_state(), rows, panel_of(forecaster, LATER[half:]))
     for values in LATER[half:]:
         stream.update(rows, values)
     assert_equal(stream.forecast(rows), forecaster._forecast(state, rows))

@@ -20,7 +20,7 @@ import torch
 from ..core.config import MemoryConfig, require
 from ..data.synthetic import recurring_secrets, secret_patterns
 from ..forecasting.door import read
-from ..forecasting.forecaster import PanelState, TitansForecaster
+from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.inference import advance
 from ..forecasting.training import TrainConfig
 from ..models.config import VARIANTS, BackboneConfig, Variant
@@ -82,6 +82,7 @@ def recall_errors(variant: Variant, *, seed: int = 0, steps: int | None = None, 
         model=backbone,
         train=TrainConfig(
             linear=False,
+            fading=False,
             steps=steps or STEPS,
             sequence=PATCH * PATCHES / CONTEXT,
             learning_rate=4e-3,
@@ -106,12 +107,12 @@ def recall_errors(variant: Variant, *, seed: int = 0, steps: int | None = None, 
     )
     history, cue = panel.drop_tail(2 * PATCH), panel.drop_tail(PATCH).tail(PATCH)
     secret = panel.tail(PATCH).values.reshape(-1, PATCH)
-    state = forecaster._start(history).series
+    start = forecaster._start(history)
+    state = start.series
 
     def error(state: SeriesState) -> float:
         rows = np.arange(len(panel))
-        held = PanelState(state, torch.zeros(len(panel), dtype=torch.long))
-        said = forecaster._forecast(forecaster._advance(held, rows, cue), rows)
+        said = forecaster._forecast(forecaster._advance(start._replace(series=state), rows, cue), rows)
         return float(np.square(said.point - secret).mean())
 
     def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> SeriesState:

@@ -107,7 +107,7 @@ def spread_of(times: Float, series: int = 1) -> dict[str, float]:
 def require_same(forecaster: TitansForecaster, stream: StreamingForecaster, position: Int) -> None:
     """Raise `RuntimeError` unless both sides have seen `position` [N] steps and forecast the same."""
     rows, held = np.arange(len(stream)), forecaster._known.state
-    seen = [held.series.position.numpy(), stream.series_state().position.numpy()]
+    seen = [held.series.position.numpy(), stream.panel_state().series.position.numpy()]
     if not all(np.array_equal(each, position) for each in seen):
         raise RuntimeError("the two sides have not seen the same observations: their times cannot be compared")
     said, true = stream.forecast(rows), forecaster._forecast(held, rows)

@@ -24,9 +24,10 @@ from torch import Tensor
 from ..core.config import MemoryConfig, require
 from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
-from ..models.timeseries import SeriesState, TimeSeriesModel
+from ..models.timeseries import SeriesState, TimeSeriesModel, window_scale
 from .base import Known, PanelForecaster
-from .baselines import DECILES, check_levels, residual_quantiles, usual_context, validation_ends
+from .baselines import DECILES, check_levels, usual_context, validation_ends
+from .calibration import Calibration, Intervals, Judged, calibrate, error_unit
 from .checkpoint import (
     clock_from_json,
     clock_to_json,
@@ -37,11 +38,12 @@ from .checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from .forecast import Forecast, quantiles_at
+from .fading import Fading, FadingState, fit_fading
+from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
-from .linear import LinearPath, apply_linear, context_scale, fit_linear, series_scales
+from .linear import JUDGED, LinearPath, apply_linear, cut, draw, fit_linear, places, series_scales, windows_between
 from .panel import DataError, Float, Int, Panel
-from .training import Rows, TrainConfig, train
+from .training import Batch, Rows, TrainConfig, train
 
 _SEEDING = Lock()
 MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
@@ -51,20 +53,24 @@ BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(
 
 
 class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, and which map of the linear path is its own (0: the shared)."""
+    """What is kept of every series: the model's state, which map of the linear path is its own (0: the shared), and
+    its fading memories."""
 
     series: SeriesState
     maps: IntTensor[Tensor, " N"]
+    fading: FadingState
 
 
 class TitansForecaster(PanelForecaster):
     """Forecast many series with one model, and let its memory learn on from every new observation.
 
     `fit` learns a closed-form linear path and a Titans backbone that corrects it, one model for all series, and leaves
-    every series with a state of its own. Where the validation rows say so, the linear path has a map for each series,
-    drawn towards the shared one; a series with an unknown id has the shared map. `update` moves those states over new
-    rows, in time that does not depend on the length of the past and without an optimiser: the neural memory inside
-    rewrites itself (Behrouz et al., "Titans: Learning to Memorize at Test Time"). `predict` reads the states and
+    every series with a state of its own. Beside them every series has fading memories of its level, trend and season,
+    which say more than a shared map where series are short; the validation rows decide on their share. Where those say
+    so, the linear path has a map for each series, drawn towards the shared one; a series with an unknown id has the
+    shared map. `update` moves those states over new rows, in time that does not depend on the length of the past and
+    without an optimiser: the neural memory inside rewrites itself (Behrouz et al., "Titans: Learning to Memorize at
+    Test Time"). `predict` reads the states and
     changes nothing.
 
     Parameters
@@ -76,6 +82,10 @@ class TitansForecaster(PanelForecaster):
         memory's. None: two seasons or four horizons, whichever is longer, at most 512 and half of a long series.
     patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
     quantiles: levels of the quantile head; `predict` interpolates to any level.
+    intervals: "auto", "conformal" or "head". "conformal": the quantiles of the validation rows' errors, step by step,
+        in units of what each series is restless by (normalised split conformal prediction). "head": those of the
+        quantile head, as wide as the validation rows say. "auto": whichever of the two, or their mean, has the least
+        pinball loss there.
     point: "mean" or "median", what the point forecast is.
     variant: how memory and attention are joined, "lmm", "mac", "mag" or "mal"; None: that of `model`, else "lmm", which
         is as accurate as the others on ETTh1's validation rows and the cheapest to stream.
@@ -93,8 +103,9 @@ class TitansForecaster(PanelForecaster):
 
     Attributes
     ----------
-    model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1, and
-        spread_: the factor on the width of its quantiles, both as validation confirms them.
+    model_, linear_, fading_: the trained model, the linear path and the rates of the fading memories. correction_: the
+        weight of the model's correction, 0 to 1, and calibration_: how the parts of the forecast are put together, both
+        as validation confirms them.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -120,6 +131,7 @@ class TitansForecaster(PanelForecaster):
         context_length: int | None = None,
         patch_length: int | None = None,
         quantiles: Sequence[float] = DECILES,
+        intervals: Intervals = "auto",
         point: Literal["mean", "median"] = "mean",
         variant: Variant | None = None,
         model: BackboneConfig | None = None,
@@ -144,6 +156,7 @@ class TitansForecaster(PanelForecaster):
         self.context_length = context_length
         self.patch_length = patch_length
         self.quantiles = quantiles
+        self.intervals = intervals
         self.point = point
         self.variant = variant
         self.model = model
@@ -187,6 +200,10 @@ class TitansForecaster(PanelForecaster):
 
     def _learn(self, panel: Panel) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
+        require(
+            self.intervals in ("auto", "conformal", "head"),
+            f"intervals={self.intervals!r} must be 'auto', 'conformal' or 'head'.",
+        )
         self.levels_ = check_levels(self.quantiles)
         context, patch = self._sizes(panel)
         panel = self._long_enough(panel, patch)
@@ -221,11 +238,15 @@ class TitansForecaster(PanelForecaster):
                 time_limit=self.time_limit,
                 verbose=self.verbose,
             )
-        residuals = None
-        if not fitted.trained:
+        fading = fit_fading(panel, self.horizon, self.season_length_, ends)
+        if fitted.judged is None:
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
-            residuals = residual_quantiles(path, panel, ends, self.levels_)
+            judged = judge_linear(path, fading, panel, ends)
+        else:
+            judged = judge_model(fitted.judged, fitted.weight, fading, panel, ends)
+        calibration = calibrate(judged, self.levels_, self.intervals, mix=settings.fading)
         if settings.refit:
+            fading = fit_fading(panel, self.horizon, self.season_length_)
             whole = linear_fit(
                 penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
             )
@@ -233,19 +254,22 @@ class TitansForecaster(PanelForecaster):
         # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
         self.linear_ = path if settings.linear else None
-        self.residuals_, self.correction_, self.history_ = residuals, fitted.weight, fitted.history
-        self.spread_ = fitted.spread
+        self.fading_, self.calibration_ = fading, calibration
+        self.correction_, self.history_ = fitted.weight, fitted.history
         self.context_length_, self.patch_length_ = context, patch
 
     def _start(self, panel: Panel) -> PanelState:
         maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
         series = prefill(self.model_, panel)
-        return PanelState(series, torch.from_numpy(maps).to(series.position.device))
+        device = series.position.device
+        fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
+        return PanelState(series, torch.from_numpy(maps).to(device), fading)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
-        moved = advance(self.model_, select_rows(state.series, place), new, adapt=self.adapt)
-        return state._replace(series=put_rows(state.series, place, moved))
+        part = select_rows(state, place)
+        series = advance(self.model_, part.series, new, adapt=self.adapt)
+        return put_rows(state, place, part._replace(series=series, fading=self.fading_.absorb(part.fading, new)))
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:
         return join_rows([state, other])
@@ -257,23 +281,20 @@ class TitansForecaster(PanelForecaster):
             raise ValueError(
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
-        part, maps = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.maps.device))
-        said = self.model_.forecast(part)
+        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.maps.device))
+        said = self.model_.forecast(part.series)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), self.horizon))
-        windows = part.window.cpu().numpy()
+        windows = part.series.window.cpu().numpy()
         if self.linear_ is not None:
-            linear = apply_linear(self.linear_, windows, maps.cpu().numpy())
+            linear = apply_linear(self.linear_, windows, part.maps.cpu().numpy())
             base = np.where(np.isnan(linear), base, linear)
-        mean = base + self.correction_ * scale * said.shift.double().cpu().numpy()
-        if self.residuals_ is None:
-            quantiles = mean[..., None] + self.spread_ * scale[..., None] * said.offsets.double().cpu().numpy()
-        else:
-            quantiles = mean[..., None] + context_scale(windows, scale[:, 0])[:, None, None] * self.residuals_
-        forecast = Forecast(mean, quantiles, self.levels_)
-        if self.point == "median":
-            return forecast._replace(point=quantiles_at(forecast, [0.5])[..., 0])
-        return forecast
+        main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
+        unit = error_unit(scale[:, 0], part.fading.surprise.cpu().numpy())
+        head = scale[..., None] * said.offsets.double().cpu().numpy()
+        fading = self.fading_.ahead(part.fading, self.horizon)
+        mean, median, quantiles = self.calibration_.forecast(main, fading, head, unit, self.levels_)
+        return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     # Saving
 
@@ -295,8 +316,9 @@ class TitansForecaster(PanelForecaster):
             "params": params,
             "model": asdict(self.model_.config),
             "linear": None if self.linear_ is None else _linear_to_json(self.linear_),
+            "fading": {"season": self.fading_.season, "ids": ids_to_json(self.fading_.ids)},
             "correction": self.correction_,
-            "spread": self.spread_,
+            "calibration": {name: getattr(self.calibration_, name) for name in ("median", "fading", "head", "width")},
             "history": self.history_,
             "freq": self.freq_,
             "season_length": self.season_length_,
@@ -309,13 +331,15 @@ class TitansForecaster(PanelForecaster):
         tensors |= state_tensors(known.state.series)
         tensors |= {
             "maps": known.state.maps,
+            "rates": torch.from_numpy(self.fading_.rates),
+            "rate_weights": torch.from_numpy(self.fading_.weights),
+            "errors": torch.from_numpy(self.calibration_.table),
+            **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
         }
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
-        if self.residuals_ is not None:
-            tensors["residuals"] = torch.from_numpy(self.residuals_)
         write_checkpoint(path, config, tensors)
 
     @classmethod
@@ -336,8 +360,14 @@ class TitansForecaster(PanelForecaster):
         forecaster.linear_ = None
         if config["linear"] is not None:
             forecaster.linear_ = _linear_from_json(config["linear"], tensors["linear"].numpy())
-        forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
-        forecaster.correction_, forecaster.spread_ = config["correction"], config["spread"]
+        forecaster.correction_ = config["correction"]
+        forecaster.calibration_ = Calibration(**config["calibration"], table=tensors["errors"].numpy())
+        forecaster.fading_ = Fading(
+            rates=tensors["rates"].numpy(),
+            weights=tensors["rate_weights"].numpy(),
+            season=config["fading"]["season"],
+            ids=tuple(id_from_json(name) for name in config["fading"]["ids"]),
+        )
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
         forecaster.levels_ = model.config.quantiles
         forecaster.context_length_, forecaster.patch_length_ = model.config.context, model.config.patch
@@ -349,7 +379,13 @@ class TitansForecaster(PanelForecaster):
             ends=tensors["ends"].numpy(),
             phases=tensors["phases"].numpy(),
             clock=clock_from_json(config["clock"]),
-            state=PanelState(state_from_tensors(model, tensors), tensors["maps"].to(forecaster._device())),
+            state=PanelState(
+                series=state_from_tensors(model, tensors),
+                maps=tensors["maps"].to(forecaster._device()),
+                fading=FadingState(
+                    *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
+                ),
+            ),
         )
         return forecaster
 
@@ -391,6 +427,38 @@ class TitansForecaster(PanelForecaster):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+def judge_linear(path: LinearPath, fading: Fading, panel: Panel, ends: Int) -> Judged:
+    """Forecasts of the linear path alone for the rows from `ends` on, or of all rows where there are none."""
+    windows = windows_between(panel, path.context_length, path.horizon, ends, panel.lengths)
+    horizons = validated_horizons(panel, ends, path.horizon)
+    if not windows.total:
+        windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(ends), panel.lengths)
+    windows = draw(windows, JUDGED, np.random.default_rng(0))
+    series, origins = places(windows)
+    order = np.argsort(origins / panel.lengths[series], kind="stable")
+    series, origins = series[order], origins[order]
+    contexts, truth = cut(windows, series, origins)
+    said, surprise = fading.at(panel, series, origins, path.horizon)
+    main = apply_linear(path, contexts, path.maps_of(panel.ids)[series])
+    deviation = window_scale(torch.from_numpy(contexts))[1].numpy()
+    return Judged(truth, main, said, None, error_unit(deviation, surprise), horizons)
+
+
+def judge_model(batch: Batch, weight: float, fading: Fading, panel: Panel, ends: Int) -> Judged:
+    """Forecasts of the model, with this weight of its correction, beside those of the fading memories."""
+    base, shift, offsets, scale, truth, _, series, origins = (part.double().cpu().numpy() for part in batch)
+    horizons = validated_horizons(panel, ends, truth.shape[1])
+    said, surprise = fading.at(panel, series.astype(np.int64), origins.astype(np.int64), truth.shape[1])
+    main = base + weight * scale[:, None] * shift
+    return Judged(truth, main, said, scale[:, None, None] * offsets, error_unit(scale, surprise), horizons)
+
+
+def validated_horizons(panel: Panel, ends: Int, horizon: int) -> float:
+    """How many horizons the validation rows of a series are long, on average over the series that have some."""
+    rows = (panel.lengths - ends)[panel.lengths > ends]
+    return float(rows.mean()) / horizon if rows.size else 0.0
 
 
 @contextmanager

@@ -332,29 +332,36 @@ def draw(windows: Windows, count: int | None, random: np.random.Generator) -> Wi
 
 def blocks(windows: Windows) -> Iterator[tuple[Int, Float, Float]]:
     """Series `[B]`, contexts `[B, L]` (NaN before a series began) and whole targets `[B, H]`, block after block."""
-    panel, context, horizon, first, counts, chosen = windows
-    size = max(BLOCK_BYTES // (8 * (context + horizon)), 1)
-    offsets = offsets_of(counts)
-    step = np.arange(-context, horizon)
+    size = max(BLOCK_BYTES // (8 * (windows.context + windows.horizon)), 1)
+    every = places(windows)
     for begin in range(0, windows.total, size):
-        index = np.arange(begin, min(begin + size, windows.total))
-        if chosen is not None:
-            index = chosen[index]
-        series = np.searchsorted(offsets, index, side="right") - 1
-        target = first[series] + index - offsets[series]
-        rows = (panel.offsets[series] + target)[:, None] + step
-        short = target < context
-        if short.any():
-            before = rows < panel.offsets[series][:, None]
-            block = np.where(before, np.nan, panel.values[np.maximum(rows, 0)])
-        else:
-            block = panel.values[rows]
-        contexts, targets = block[:, :context], block[:, context:]
+        series, target = (part[begin : begin + size] for part in every)
+        contexts, targets = cut(windows, series, target)
         whole = ~np.isnan(targets).any(axis=1) & ~np.isnan(contexts).all(axis=1)
         if whole.all():
             yield series, contexts, targets
         elif whole.any():
             yield series[whole], contexts[whole], targets[whole]
+
+
+def places(windows: Windows) -> tuple[Int, Int]:
+    """Of which series every window is, and at which of its rows the targets begin, `[W]`."""
+    index = np.arange(windows.total) if windows.chosen is None else windows.chosen
+    offsets = offsets_of(windows.counts)
+    series = np.searchsorted(offsets, index, side="right") - 1
+    return series, windows.first[series] + index - offsets[series]
+
+
+def cut(windows: Windows, series: Int, target: Int) -> tuple[Float, Float]:
+    """Contexts `[B, L]` before these rows, NaN before a series began, and targets `[B, H]` from there on."""
+    panel, context = windows.panel, windows.context
+    rows = (panel.offsets[series] + target)[:, None] + np.arange(-context, windows.horizon)
+    if (target < context).any():
+        before = rows < panel.offsets[series][:, None]
+        block = np.where(before, np.nan, panel.values[np.maximum(rows, 0)])
+    else:
+        block = panel.values[rows]
+    return block[:, :context], block[:, context:]
 
 
 def centre(contexts: Float) -> tuple[Float, Float]:

@@ -14,13 +14,15 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.config import require
-from ..models.timeseries import SeriesState
-from .forecast import Forecast, quantiles_at
-from .panel import Int
+from ..core.ops.fading import finish_some, take_in_some
+from .calibration import Calibration, next_to_median
+from .fading import Fading, FadingState
+from .forecast import Forecast
+from .panel import Float, Int
 
 if TYPE_CHECKING:
     from ..models.fused import FusedModel, Readout
-    from .forecaster import TitansForecaster
+    from .forecaster import PanelState, TitansForecaster
 
 
 class StreamingForecaster:
@@ -28,7 +30,7 @@ class StreamingForecaster:
 
     `from_forecaster` copies the weights and the states of all series; the forecaster stays as it is. Row i is series i
     of its `fitted_ids_`. Unlike everywhere else the states here are changed in place: one session, one thread.
-    `series_state` gives them back, and torch goes on exactly from there. Only the wiring "lmm" has this form.
+    `panel_state` gives them back, and torch goes on exactly from there. Only the wiring "lmm" has this form.
 
     >>> from titans_ts.forecasting.forecaster import TitansForecaster
     >>> from titans_ts.forecasting.training import TrainConfig
@@ -44,6 +46,9 @@ class StreamingForecaster:
         self,
         model: FusedModel,
         readout: Readout,
+        fading: Fading,
+        calibration: Calibration,
+        held: FadingState,
         levels: tuple[float, ...],
         *,
         adapt: bool = True,
@@ -51,6 +56,11 @@ class StreamingForecaster:
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
         self.adapt, self.point = adapt, point
+        members, recent, counts, surprise, own = (part.cpu().numpy().copy() for part in held)
+        self._fading = (fading.rates, fading.weights, own, members, recent, counts, surprise)
+        shares = (calibration.median, calibration.fading, calibration.head, calibration.width, point == "median")
+        self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
+        self._table = np.array(calibration.table, dtype=np.float64, order="C")
         self._row, self._value = np.zeros(1, dtype=np.int64), np.zeros(1)
 
     @classmethod
@@ -60,23 +70,22 @@ class StreamingForecaster:
 
         check_is_fitted(forecaster, "_known")
         model, held = forecaster.model_, forecaster._known.state
-        horizon, quantiles = model.config.horizon, len(model.config.quantiles)
-        linear = np.zeros((0, model.config.context * horizon))
+        linear = np.zeros((0, model.config.context * model.config.horizon))
         if forecaster.linear_ is not None:
             linear = np.array(forecaster.linear_.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
-        residuals = forecaster.residuals_
-        readout = Readout(
-            linear=linear,
-            maps=held.maps.cpu().numpy().copy(),
-            correction=float(forecaster.correction_),
-            spread=float(forecaster.spread_),
-            residuals=np.zeros((0, quantiles))
-            if residuals is None
-            else np.array(residuals, dtype=np.float64, order="C"),
-        )
+        readout = Readout(linear, held.maps.cpu().numpy().copy(), float(forecaster.correction_))
         with torch.no_grad():
             fused = FusedModel(model, held.series)
-        return cls(fused, readout, forecaster.levels_, adapt=forecaster.adapt, point=forecaster.point)
+        return cls(
+            fused,
+            readout,
+            forecaster.fading_,
+            forecaster.calibration_,
+            held.fading,
+            forecaster.levels_,
+            adapt=forecaster.adapt,
+            point=forecaster.point,
+        )
 
     def __len__(self) -> int:
         return len(self.model)
@@ -89,7 +98,7 @@ class StreamingForecaster:
             require(
                 not math.isinf(self._value[0]), f"the value of row {rows} is infinite: pass NaN where it is missing."
             )
-            self.model.update(self._row, self._value, self.adapt)
+            self._take_in(self._row, self._value)
             return
         places = self._checked(rows)
         numbers = np.array(values, dtype=np.float64, order="C")
@@ -100,7 +109,11 @@ class StreamingForecaster:
         require(not twice.size, f"row {twice[:1]} came twice: a call takes one value of a series.")
         infinite = np.isinf(numbers)
         require(not infinite.any(), f"{infinite.sum()} values are infinite: pass NaN where a value is missing.")
-        self.model.update(places, numbers, self.adapt)
+        self._take_in(places, numbers)
+
+    def _take_in(self, rows: Int, values: Float) -> None:
+        self.model.update(rows, values, self.adapt)
+        take_in_some(rows, values, *self._fading)
 
     def forecast(self, rows: int | ArrayLike) -> Forecast:
         """Forecasts [N, F] and quantiles [N, F, Q] of these series; nothing is changed."""
@@ -110,14 +123,21 @@ class StreamingForecaster:
             places = self._row
         else:
             places = self._checked(rows)
-        forecast = Forecast(*self.model.forecast(places, self.readout), self.levels)
-        if self.point == "median":
-            return forecast._replace(point=quantiles_at(forecast, [0.5])[..., 0])
-        return forecast
+        points, quantiles, scales = self.model.forecast(places, self.readout)
+        rates, weights, own, members, _, counts, surprise = self._fading
+        finish_some(
+            places, rates, weights, own, members, counts, surprise, self._shares, self._middle, self._table,
+            scales, points, quantiles,
+        )  # fmt: skip
+        return Forecast(points, quantiles, self.levels)
 
-    def series_state(self) -> SeriesState:
-        """The state of every series as `TimeSeriesModel` has it: a copy."""
-        return self.model.series_state()
+    def panel_state(self) -> PanelState:
+        """The states of all series as `TitansForecaster` has them: a copy."""
+        from .forecaster import PanelState
+
+        _, _, own, members, recent, counts, surprise = self._fading
+        parts = (torch.from_numpy(part.copy()) for part in (members, recent, counts, surprise, own))
+        return PanelState(self.model.series_state(), torch.from_numpy(self.readout.maps.copy()), FadingState(*parts))
 
     def _checked(self, rows: ArrayLike) -> Int:
         places = np.array(

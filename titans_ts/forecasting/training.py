@@ -32,6 +32,8 @@ REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
 PAST = 8  # sequences of past that validation remembers
 GROUPS, GROUP = 8, 16  # validation sequences come in so many groups, or in more of at most so many sequences
+JUDGED_NUMBERS = 2**23  # quantiles of forecasts that are kept to be judged, at most: 32 MB
+DOUBT = 0.05  # what the whole correction must bring more where one horizon was validated
 SURE = 1.0  # standard errors by which a gain must exceed nothing
 
 
@@ -40,7 +42,9 @@ class TrainConfig:
     """How `fit` learns.
 
     linear: start from the closed-form ridge forecast and let the backbone correct it; off: the backbone forecasts
-    alone. steps: optimiser steps of the backbone; 0 leaves the linear path alone.
+        alone.
+    fading: let the fading memories into the forecast, by the share that the validation rows say.
+    steps: optimiser steps of the backbone; 0 leaves the linear path alone.
     batch: sequences a step. sequence: steps of one, in multiples of the context: more than one, so that the memory
         learns to live with a past longer than the window.
     learning_rate, weight_decay: of AdamW; the rate warms up over a tenth of the steps and falls to zero as a cosine.
@@ -57,6 +61,7 @@ class TrainConfig:
     """
 
     linear: bool = True
+    fading: bool = True
     steps: int = 150
     batch: int = 32
     sequence: float = 2.0
@@ -90,6 +95,7 @@ class Batch(NamedTuple):
     """Forecast origins of one batch of sequences, flattened to [B * S].
 
     base: where the forecast starts, [_, F]: the linear forecast or the window's level. truth: NaN where unknown.
+    series, origin: of which series, and after how many of its steps.
     """
 
     base: Tensor
@@ -98,6 +104,8 @@ class Batch(NamedTuple):
     scale: Tensor
     truth: Tensor
     unit: Tensor
+    series: Tensor
+    origin: Tensor
 
 
 class Sequences(NamedTuple):
@@ -144,7 +152,8 @@ def forecast_batch(
         both = torch.cat([state.window, values], 1)
         straight = linear(windows_at(both, row, context + origin, context), series[row])
         base = torch.where(straight.isnan(), base, straight)
-    return Batch(base, said.shift, said.offsets, said.scale, truth, rows.units[series[row]])
+    steps = sequences.begin[row] + origin
+    return Batch(base, said.shift, said.offsets, said.scale, truth, rows.units[series[row]], series[row], steps)
 
 
 def read_sequences(
@@ -194,28 +203,30 @@ def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
     return squared, pinball / len(levels)
 
 
-def confirmed_weight(parts: list[list[Batch]]) -> float:
+def confirmed_weight(parts: list[list[Batch]], horizons: float = math.inf) -> float:
     """The share of the correction, between 0 and 1, that the validation rows confirm.
 
     parts: the validation rows in groups, each group forecast in one or more ways (with a memory of the past, without).
     In every way the correction must lower squared and absolute error alike, on average over the groups by more than
     `SURE` standard errors of that average. Of the shares that do, in steps of a twentieth, the one with the least mean
-    of all errors relative to no correction. 0 where none does: a correction that only seems to help is worth less than
-    none.
+    of all errors relative to no correction, and a cost that falls with the number of `horizons` that were validated:
+    the steps of training were chosen on the same rows. 0 where none does: a correction that only seems to help is worth
+    less than none.
 
     >>> one = torch.ones(1, 1)
-    >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, one[0])]])
+    >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, *one.expand(3, 1))]])
     0.25
     """
     before = errors_left(parts, 0.0)
     level = before.mean(0).clamp(min=1e-300)
-    best, least = 0.0, 1.0
+    best, least, doubt_of_all = 0.0, 1.0, DOUBT / max(horizons, 1.0)
     for step in range(1, 21):
         after = errors_left(parts, step / 20)
+        cost = doubt_of_all * (step / 20) ** 2
         ratio = after.mean(0) / level
         doubt = (after - before).std(0) / len(parts) ** 0.5 / level if len(parts) > 1 else torch.zeros_like(level)
-        if (ratio + SURE * doubt < 1).all() and ratio.mean() < least:
-            best, least = step / 20, float(ratio.mean())
+        if (ratio + SURE * doubt < 1).all() and ratio.mean() + cost < least:
+            best, least = step / 20, float(ratio.mean()) + cost
     return best
 
 
@@ -224,7 +235,7 @@ def errors_left(parts: list[list[Batch]], weight: float) -> Tensor:
     known value are 0.
 
     >>> one = torch.ones(1, 1)
-    >>> errors_left([[Batch(0 * one, one, one[None], one[0], one, one[0])]], 0.5)
+    >>> errors_left([[Batch(0 * one, one, one[None], one[0], one, *one.expand(3, 1))]], 0.5)
     tensor([[[0.2500, 0.5000]]], dtype=torch.float64)
     """
 
@@ -237,35 +248,14 @@ def errors_left(parts: list[list[Batch]], weight: float) -> Tensor:
     return torch.stack([torch.stack([errors(batch) for batch in group]) for group in parts])
 
 
-def confirmed_spread(batches: list[Batch], weight: float, levels: Tensor) -> float:
-    """The factor on the width of all quantiles, out of a grid, that has the least pinball loss on the validation rows.
-
-    Quantiles learnt from residuals of the training rows are as narrow as the model has overfitted.
-
-    >>> one = torch.ones(1, 1)
-    >>> batch = Batch(0 * one, 0 * one, torch.tensor([[[-1.0, 1.0]]]), one[0], 4.0 * one, one[0])
-    >>> confirmed_spread([batch], 1.0, torch.tensor([0.1, 0.9])) > 2
-    True
-    """
-    batches = [batch._replace(shift=weight * batch.shift) for batch in batches]
-    if not any(len(batch.truth) for batch in batches):
-        return 1.0
-
-    def loss(factor: float) -> float:
-        parts = [losses(batch._replace(offsets=factor * batch.offsets), levels)[1] for batch in batches]
-        return sum(float(part) * len(batch.truth) for part, batch in zip(parts, batches, strict=True))
-
-    return min((2 ** (k / 4) for k in range(-8, 17)), key=loss)
-
-
 class Fitted(NamedTuple):
-    """What training found: the weight of the correction and the factor on the quantiles' width that validation
-    confirms, per validation check (step, loss), and whether it trained."""
+    """What training found: the weight of the correction that validation confirms, per validation check (step, loss),
+    and forecasts of validation rows with the memory of what came before them (of training rows where there are no
+    others), in the order of time; None where nothing was trained."""
 
     weight: float
-    spread: float
     history: list[tuple[int, float]]
-    trained: bool
+    judged: Batch | None
 
 
 def train(
@@ -291,7 +281,7 @@ def train(
     last = (train_ends - shape.horizon).clamp(min=0)  # behind it no origin has a whole target
     usable = (last >= shape.patch).nonzero().squeeze(1)
     if not len(usable) or not config.steps:
-        return Fitted(0.0, 1.0, [], False)
+        return Fitted(0.0, [], None)
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
     checks = groups_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
@@ -348,10 +338,26 @@ def train(
     model.eval()
     weight = 1.0 if linear is None else 0.0
     if not checks:
-        return Fitted(weight, 1.0, history, True)
+        sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
+        with torch.no_grad():
+            return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, ORIGINS))
     parts = validation_batches(model, linear, rows, checks, length)
-    weight = weight if linear is None else confirmed_weight(parts)
-    return Fitted(weight, confirmed_spread([*chain(*parts)], weight, levels), history, True)
+    held = (rows.ends - rows.starts - train_ends).double()
+    weight = weight if linear is None else confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon)
+    most = min(max(JUDGED_NUMBERS // shape.horizon // len(shape.quantiles), 256), 4096)
+    return Fitted(weight, history, thinned([remembering for _, remembering in parts], most))
+
+
+def thinned(batches: list[Batch], most: int) -> Batch:
+    """The batches as one, of which at most `most` forecasts are kept, evenly spaced."""
+    whole = sum(len(batch.truth) for batch in batches)
+    kept = torch.linspace(0, whole - 1, min(whole, most)).round().long()
+    parts, start = [], 0
+    for batch in batches:
+        place = kept[(kept >= start) & (kept < start + len(batch.truth))].to(batch.truth.device) - start
+        parts.append([field[place] for field in batch])
+        start += len(batch.truth)
+    return Batch(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
 @torch.no_grad()

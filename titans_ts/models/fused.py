@@ -89,15 +89,12 @@ class Readout(NamedTuple):
     """What makes a forecast in the units of the series of what the head says.
 
     linear: maps of the centred window to its future, [M, L * F]; M may be 0. maps: which one each series has, [N].
-    correction, spread: factors on the head's expected value and on the width of its quantiles. residuals: quantiles
-    [F, Q] in units of the window's deviation that take the place of the head's; F is 0 where there are none.
+    correction: factor on the head's expected value.
     """
 
     linear: NDArray[np.float64]
     maps: NDArray[np.int64]
     correction: float
-    spread: float
-    residuals: NDArray[np.float64]
 
 
 # Kernels. `weights` and a series' `state` are flat; what lies in them where is what `packed_weights` and `FusedModel`
@@ -126,7 +123,7 @@ def to_unit(x):
 @compiled
 @no_type_check
 def scale_of(sizes, exact, position, number):
-    """Level and scale of the window as the model has them, its plain mean and deviation, and how much is observed.
+    """Level and scale of the window as the model has them, its plain mean, and how much is observed.
 
     position: steps seen; number: tokens before, the last of which lends its level and scale to an empty window."""
     window = exact[: sizes.context]
@@ -138,7 +135,7 @@ def scale_of(sizes, exact, position, number):
             largest = max(largest, abs(window[i]))
     if count == 0:
         last = sizes.context + (number - 1) % sizes.seen
-        return exact[last], exact[last + sizes.seen], 0.0, 0.0, 0
+        return exact[last], exact[last + sizes.seen], 0.0, 0
     mean, squares = total / count, 0.0
     for i in range(sizes.context):
         if not math.isnan(window[i]):
@@ -148,8 +145,8 @@ def scale_of(sizes, exact, position, number):
         first = position
         while math.isnan(window[first % sizes.context]):
             first += 1
-        return window[first % sizes.context], 0.0, mean, deviation, count
-    return mean, deviation, mean, deviation, count
+        return window[first % sizes.context], 0.0, mean, count
+    return mean, deviation, mean, count
 
 
 @compiled
@@ -285,7 +282,7 @@ def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, 
     if position % sizes.patch:
         return
     dim, number = sizes.dim, position // sizes.patch - 1
-    level, scale, _, _, _ = scale_of(sizes, exact, position, number)
+    level, scale, _, _ = scale_of(sizes, exact, position, number)
     place = sizes.context + number % sizes.seen
     exact[place], exact[place + sizes.seen] = level, scale
     patch, rest = work[: 2 * sizes.patch], work[2 * sizes.patch :]
@@ -306,15 +303,15 @@ def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, 
 
 @compiled
 @no_type_check
-def foresee(sizes, weights, linear, correction, spread, residuals, state, exact, counts, work, wide, point, quantiles):
-    """The forecast of one series: point [F] and quantiles [F, Q]. linear: its map [L F], flat; work: of the network's
-    precision, wide: [L] in float64."""
+def foresee(sizes, weights, linear, correction, state, exact, counts, work, wide, point, offsets):
+    """The forecast of one series: point [F], the head's quantiles around it [F, Q], and the scale of its window.
+    linear: its map [L F], flat; work: of the network's precision, wide: [L] in float64."""
     kind = weights.dtype.type
     dim, patch, seen, rank, context = sizes.dim, sizes.patch, sizes.seen, sizes.rank, sizes.context
     horizon, levels, steps = sizes.horizon, sizes.quantiles, sizes.horizon + sizes.patch
     position = counts[0]
     number, arrived = position // patch, position % patch
-    level, scale, mean, deviation, count = scale_of(sizes, exact, position, number)
+    level, scale, mean, count = scale_of(sizes, exact, position, number)
     safe = scale if scale > 0 else 1.0
 
     at = (2 * patch + 1) * dim
@@ -384,12 +381,6 @@ def foresee(sizes, weights, linear, correction, spread, residuals, state, exact,
     for f in range(horizon):
         point[f] += correction * scale * float(said[f] + more[f] + near_shift[f])
 
-    if len(residuals):
-        unit = max(deviation, 0.1 * scale)
-        for f in range(horizon):
-            for q in range(levels):
-                quantiles[f, q] = point[f] + unit * residuals[f, q]
-        return
     through_rows(mix, last, weight)
     widths[:] = base_spread
     for s in range(SPREAD_SHAPES):
@@ -399,11 +390,12 @@ def foresee(sizes, weights, linear, correction, spread, residuals, state, exact,
             widths[i] += share * shape[i]
     for f in range(horizon):
         offset = widths[f * levels]
-        quantiles[f, 0] = point[f] + spread * scale * float(offset)
+        offsets[f, 0] = scale * float(offset)
         for q in range(1, levels):
             rise = widths[f * levels + q]
             offset += rise if rise > 20 else math.log1p(math.exp(rise))
-            quantiles[f, q] = point[f] + spread * scale * float(offset)
+            offsets[f, q] = scale * float(offset)
+    return scale
 
 
 @compiled
@@ -431,25 +423,24 @@ all_updates = njit(cache=True, parallel=True)(_all_updates)
 
 @compiled
 @no_type_check
-def some_forecasts(first, last, sizes, weights, linear, maps, correction, spread, residuals, rows, state, exact,
-                   counts, work, wide, points, quantiles):  # fmt: skip
+def some_forecasts(first, last, sizes, weights, linear, maps, correction, rows, state, exact, counts, work, wide,
+                   points, offsets, scales):  # fmt: skip
     """The forecasts of the rows from place `first` to before `last`."""
     for i in range(first, last):
         r = rows[i]
         own = linear[maps[r]] if len(linear) else wide[:0]
-        foresee(
-            sizes, weights, own, correction, spread, residuals, state[r], exact[r], counts[r], work, wide,
-            points[i], quantiles[i],
+        scales[i] = foresee(
+            sizes, weights, own, correction, state[r], exact[r], counts[r], work, wide, points[i], offsets[i]
         )  # fmt: skip
 
 
 @no_type_check
-def _all_forecasts(parts, sizes, weights, linear, maps, correction, spread, residuals, rows, state, exact, counts,
-                   work, wide, points, quantiles):  # fmt: skip
+def _all_forecasts(parts, sizes, weights, linear, maps, correction, rows, state, exact, counts, work, wide, points,
+                   offsets, scales):  # fmt: skip
     for part in prange(parts):
         some_forecasts(
-            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, maps, correction,
-            spread, residuals, rows, state, exact, counts, work[part], wide[part], points, quantiles,
+            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, maps, correction, rows,
+            state, exact, counts, work[part], wide[part], points, offsets, scales,
         )  # fmt: skip
 
 
@@ -569,19 +560,23 @@ class FusedModel:
         else:
             all_updates(parts, *fixed, self.state, self.exact, self.counts, self.work)
 
-    def forecast(self, rows: NDArray[np.int64], readout: Readout) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Point forecasts [N, F] and quantiles [N, F, Q] of these series, whose states stay as they are."""
+    def forecast(
+        self, rows: NDArray[np.int64], readout: Readout
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Point forecasts [N, F] of these series, the head's quantiles around them [N, F, Q] and the scales of their
+        windows [N]; their states stay as they are."""
         parts = min(threads(len(rows)), len(self.work))
         points = np.empty((len(rows), self.sizes.horizon))
-        quantiles = np.empty((len(rows), self.sizes.horizon, self.sizes.quantiles))
-        linear, maps, correction, spread, residuals = readout
-        fixed = (self.sizes, self.weights, linear, maps, correction, spread, residuals, rows)
+        offsets = np.empty((len(rows), self.sizes.horizon, self.sizes.quantiles))
+        scales = np.empty(len(rows))
+        fixed = (self.sizes, self.weights, *readout, rows)
         if parts == 1:
             held = (self.state, self.exact, self.counts, self.work[0], self.wide[0])
-            some_forecasts(0, len(rows), *fixed, *held, points, quantiles)
+            some_forecasts(0, len(rows), *fixed, *held, points, offsets, scales)
         else:
-            all_forecasts(parts, *fixed, self.state, self.exact, self.counts, self.work, self.wide, points, quantiles)
-        return points, quantiles
+            out = (points, offsets, scales)
+            all_forecasts(parts, *fixed, self.state, self.exact, self.counts, self.work, self.wide, *out)
+        return points, offsets, scales
 
     def series_state(self) -> SeriesState:
         """The state as the model has it, of every series: a copy."""

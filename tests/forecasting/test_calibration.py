@@ -1,0 +1,109 @@
+"""What is made of the validation rows: shares that fit, intervals that cover."""
+
+import math
+
+import numpy as np
+import pytest
+
+from titans_ts.forecasting.calibration import (
+    Judged,
+    calibrate,
+    error_table,
+    error_unit,
+    mixed_share,
+)
+
+LEVELS = tuple(k / 10 for k in range(1, 10))
+WINDOWS, HORIZON = 400, 5
+
+
+def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
+    """A truth of noise around zero, in windows of very different units."""
+    random = np.random.default_rng(seed)
+    unit = 10.0 ** random.uniform(-2, 2, size=WINDOWS)
+    truth = noise * unit[:, None] * random.normal(size=(WINDOWS, HORIZON)) * np.arange(1, HORIZON + 1)
+    filled = np.ones((WINDOWS, HORIZON)) * unit[:, None]
+    return Judged(
+        truth, main * filled, fading * filled, None if head is None else unit[:, None, None] * head, unit, horizons
+    )
+
+
+@pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
+def test_the_share_is_that_with_the_least_error(main, fading, wanted):
+    assert abs(mixed_share(judged(main, fading)) - wanted) <= 0.1
+
+
+def test_where_nothing_was_validated_the_share_is_a_half():
+    assert mixed_share(judged(0.0, 4.0, horizons=0.0)) == 0.5
+    assert mixed_share(judged(math.nan, 4.0)) == 0.5
+
+
+def test_the_less_was_validated_the_nearer_the_share_is_to_a_half():
+    shares = [mixed_share(judged(0.0, 0.7, horizons=horizons)) for horizons in (1.0, 4.0, 100.0)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+
+
+def test_the_intervals_cover_what_they_say_step_by_step():
+    calibration = calibrate(judged(), LEVELS)
+    new = judged(seed=1)
+    mean, median, quantiles = calibration.forecast(new.main, new.fading, None, new.unit, LEVELS)
+    assert (mean == median).all()
+    for place, level in enumerate(LEVELS):
+        below = (new.truth < quantiles[..., place]).mean(0)
+        np.testing.assert_allclose(below, level, atol=0.08)
+    assert (np.diff(quantiles, axis=-1) >= 0).all()
+
+
+def test_a_common_error_of_the_validation_rows_is_not_carried_on():
+    high = judged()
+    high = high._replace(truth=high.truth + 3 * high.unit[:, None])
+    table = calibrate(high, LEVELS, mix=False).table
+    np.testing.assert_allclose(table[:, 4], 0.0, atol=1e-12)
+
+
+def test_a_head_that_knows_the_spread_is_preferred_and_a_wild_one_is_not():
+    normal = np.array([-1.28, -0.84, -0.52, -0.25, 0.0, 0.25, 0.52, 0.84, 1.28])
+    knowing = normal * np.arange(1, HORIZON + 1)[:, None]
+    random = np.random.default_rng(0)
+    busy = random.random(WINDOWS) < 0.5  # half of the windows are ten times as restless, and only the head knows
+    data = judged(head=knowing)
+    factor = np.where(busy, 10.0, 1.0)
+    data = data._replace(truth=data.truth * factor[:, None], head=data.head * factor[:, None, None])
+    assert calibrate(data, LEVELS, mix=False).head == 1.0
+    wild = judged(
+        head=np.sort(random.normal(size=(WINDOWS, HORIZON, 9)) * 10.0 ** random.uniform(-2, 2, (WINDOWS, 1, 1)))
+    )
+    assert calibrate(wild, LEVELS, mix=False).head == 0.0
+    assert calibrate(data, LEVELS, "conformal").head == 0.0
+    assert calibrate(wild, LEVELS, "head").head == 1.0
+
+
+def test_the_head_is_made_as_wide_as_the_errors_are():
+    normal = np.array([-1.28, -0.84, -0.52, -0.25, 0.0, 0.25, 0.52, 0.84, 1.28])
+    narrow = 0.25 * normal * np.arange(1, HORIZON + 1)[:, None]
+    assert 3.3 < calibrate(judged(head=narrow), LEVELS, "head").width < 4.8
+
+
+def test_few_windows_share_one_shape_and_missing_truths_do_not_count():
+    random = np.random.default_rng(0)
+    errors = random.normal(size=(6, HORIZON)) * np.arange(1, HORIZON + 1)
+    errors[2, 3] = errors[:, 4] = np.nan
+    table = error_table(errors, np.ones(6), LEVELS)
+    assert np.isfinite(table).all()
+    assert (np.diff(table, axis=1) >= 0).all()
+    assert (error_table(np.full((3, 2), np.nan), np.ones(3), LEVELS) == 0).all()
+
+
+def test_what_stands_still_has_no_width():
+    flat = Judged(np.zeros((9, 2)), np.zeros((9, 2)), np.zeros((9, 2)), None, np.zeros(9), 1.0)
+    assert (calibrate(flat, LEVELS).table == 0).all()
+    assert error_unit(np.zeros(1), np.zeros(1)).tolist() == [0.0]
+
+
+def test_a_forecast_takes_what_there_is():
+    calibration = calibrate(judged(), LEVELS)
+    main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
+    table = calibration.table[:3]
+    mean, _, _ = type(calibration)(0.0, 0.25, 0.0, 1.0, table).forecast(main, fading, None, np.ones(1), LEVELS)
+    assert mean.tolist() == [[2.0, 1.0, 1.0]]

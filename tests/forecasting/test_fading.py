@@ -1,0 +1,156 @@
+"""Fading memories: causal, exact when they are cut anywhere, and in the units of their series."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from titans_ts.core.ops.fading import errors_of_rates
+from titans_ts.forecasting.clock import CountClock
+from titans_ts.forecasting.fading import KEPT, Fading, fit_fading
+from titans_ts.forecasting.panel import Panel
+
+SEASON, HORIZON = 4, 6
+
+
+def panel_of(*series):
+    lengths = np.array([len(values) for values in series])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids = tuple(range(len(series)))
+    return Panel(np.concatenate(series).astype(float), offsets, ids, lengths - 1, 0 * lengths, CountClock())
+
+
+def seasonal(length, seed=0):
+    random, steps = np.random.default_rng(seed), np.arange(length)
+    return 10 + 0.1 * steps + 3 * np.sin(2 * np.pi * steps / SEASON) + random.normal(size=length)
+
+
+def by_definition(values, rate, season, horizon):
+    """One rate, straight from the equations, in plain Python."""
+    alpha, beta, damp, gamma = rate
+    level, trend, seasons, changes, at_place = 0.0, 0.0, [0.0] * season, 0, [0] * season
+    seen = 0
+    for t, value in enumerate(values):
+        place = t % season
+        ahead = level + damp * trend
+        trend = damp * trend
+        if not math.isnan(value):
+            ahead += max(alpha, 1 / (seen + 1)) * (value - ahead - seasons[place])
+            if beta and t >= season and not math.isnan(values[t - season]):
+                trend += max(beta, 1 / (changes + 1)) * ((value - values[t - season]) / season - trend)
+                changes += 1
+            elif t >= season and not math.isnan(values[t - season]):
+                changes += 1
+            if season > 1:
+                seasons[place] += max(gamma, 1 / (at_place[place] + 1)) * (value - ahead - seasons[place])
+            at_place[place] += 1
+            seen += 1
+        level = ahead
+    out, move = [], trend
+    for step in range(1, horizon + 1):
+        move *= damp
+        level += move
+        out.append(level + seasons[(len(values) + step - 1) % season])
+    return out
+
+
+@pytest.mark.parametrize("season", [1, SEASON])
+@pytest.mark.parametrize("rate", [(0.2, 0.05, 0.9, 0.3), (1.0, 0.0, 1.0, 0.1), (0.05, 0.2, 1.0, 0.6)])
+def test_the_kernel_is_the_definition(rate, season):
+    values = seasonal(40)
+    values[[5, 17, 18]] = np.nan
+    fading = Fading(np.array([rate]), np.ones((1, 1)), season, ())
+    panel = panel_of(values)
+    said = fading.ahead(fading.absorb(fading.start(panel.ids), panel), HORIZON)[0]
+    np.testing.assert_allclose(said, by_definition(values.tolist(), rate, season, HORIZON), rtol=1e-12)
+
+
+def test_a_history_cut_anywhere_leaves_the_same_memories_bit_for_bit():
+    panel = panel_of(seasonal(50), seasonal(50, 1))
+    fading = fit_fading(panel, HORIZON, SEASON)
+    whole = fading.absorb(fading.start(panel.ids), panel)
+    for at in (0, 1, 3, 20, 49, 50):
+        parts = fading.absorb(fading.absorb(fading.start(panel.ids), panel.head(at)), panel.drop_head(at))
+        assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+def test_forecasts_inside_a_pass_are_those_from_the_state_there():
+    panel = panel_of(seasonal(50), seasonal(30, 1))
+    fading = fit_fading(panel, HORIZON, SEASON)
+    series, origins = np.array([1, 0, 0, 1]), np.array([30, 7, 50, 3])
+    said, surprise = fading.at(panel, series, origins, HORIZON)
+    for row, (i, origin) in enumerate(zip(series, origins, strict=True)):
+        part = panel.select([i]).head(origin)
+        state = fading.absorb(fading.start(part.ids), part)
+        assert (fading.ahead(state, HORIZON)[0] == said[row]).all()
+        assert float(state.surprise[0]) == surprise[row]
+
+
+def test_the_weights_do_not_know_what_comes_after_the_training_rows():
+    one, other = seasonal(60), seasonal(60)
+    other[40:] *= 100
+    first, second = (fit_fading(panel_of(values), HORIZON, SEASON, np.array([40])) for values in (one, other))
+    assert (first.rates == second.rates).all()
+    assert (first.weights == second.weights).all()
+    assert not (fit_fading(panel_of(other), HORIZON, SEASON).weights[1] == first.weights[1]).all()
+
+
+def test_other_units_give_the_same_forecasts_in_those_units():
+    values = seasonal(50)
+    fadings = [fit_fading(panel_of(y), HORIZON, SEASON) for y in (values, 1e-6 * values + 1e3 * 1e-6)]
+    one, other = (
+        fading.ahead(fading.absorb(fading.start((0,)), panel_of(y)), HORIZON)
+        for fading, y in zip(fadings, (values, 1e-6 * values + 1e3 * 1e-6), strict=True)
+    )
+    np.testing.assert_allclose(other, 1e-6 * one + 1e3 * 1e-6, rtol=1e-9)
+
+
+def test_a_missing_value_moves_time_and_teaches_nothing():
+    rate = np.array([[0.2, 0.05, 0.9, 0.3]])
+    fading = Fading(rate, np.ones((1, 1)), SEASON, ())
+    before = fading.absorb(fading.start((0,)), panel_of(seasonal(30)))
+    after = fading.absorb(before, panel_of(np.full(3, np.nan)))
+    np.testing.assert_allclose(fading.ahead(after, 4), fading.ahead(before, 7)[:, 3:], rtol=1e-12)
+    assert torch.equal(before.surprise, after.surprise)
+    assert fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.full(3, np.nan))), 2).tolist()[0] != [0.0, 0.0]
+
+
+def test_before_a_first_value_nothing_is_said():
+    fading = fit_fading(panel_of(seasonal(30)), HORIZON, SEASON)
+    state = fading.absorb(fading.start(("new",)), panel_of(np.full(3, np.nan)))
+    assert np.isnan(fading.ahead(state, HORIZON)).all()
+
+
+def test_a_stranger_has_the_weights_of_all_and_few_rates_are_kept():
+    fading = fit_fading(panel_of(*(seasonal(40, seed) for seed in range(5))), HORIZON, SEASON)
+    assert fading.weights.shape == (6, KEPT)
+    np.testing.assert_allclose(fading.weights.sum(1), 1)
+    assert fading.start(("stranger", 3)).own.tolist() == [0, 4]
+
+
+def test_steady_series_keep_slow_rates_and_jumping_ones_fast_rates():
+    random = np.random.default_rng(0)
+    calm = [5 + random.normal(size=200) for _ in range(3)]
+    jumping = [np.cumsum(random.normal(size=200)) for _ in range(3)]
+    mean_rate = [
+        float((fading.weights[0] * fading.rates[:, 0]).sum())
+        for fading in (fit_fading(panel_of(*group), HORIZON, 1) for group in (calm, jumping))
+    ]
+    assert mean_rate[0] < 0.15 < 0.7 < mean_rate[1]
+
+
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [2.0] * 40, [np.nan] * 5, [0.0] * 9 + [1.0]])
+def test_tiny_and_constant_series_have_finite_weights(values):
+    fading = fit_fading(panel_of(np.array(values)), HORIZON, SEASON)
+    assert np.isfinite(fading.weights).all()
+    said = fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.array(values))), HORIZON)
+    assert np.isfinite(said).all() == np.isfinite(values).any()
+
+
+def test_errors_are_tried_at_most_so_often():
+    panel = panel_of(seasonal(5000))
+    errors, counted = np.zeros((1, 1)), np.zeros(1, dtype=np.int64)
+    rates = np.array([[0.2, 0.05, 0.9, 0.3]])
+    errors_of_rates(panel.values, panel.offsets, panel.lengths, rates, SEASON, HORIZON, errors, counted)
+    assert 128 <= counted[0] <= 257

@@ -1,0 +1,205 @@
+"""Memories with a constant key and fixed gates: level, trend and season of a series, each with a rate of forgetting.
+
+It is the update rule of the neural memory where it is smallest. The key of the level is always 1, that of the season is
+the place in it, the trend is the momentum; what moves them is the surprise. As long as a memory has seen little, its
+rate is one over what it has seen, so that it begins as a plain mean and no value is looked ahead for.
+
+Compiled without leave to reorder sums: a stream and a batch are the same numbers, bit for bit.
+
+K rates (alpha of the level, beta of the trend, how much of the trend is left after a step, gamma of the season),
+M steps of a season, F future step. Of one series: members [K, 2 + M] are level, trend and season; recent [M] the values
+of the last season, NaN where missing; counts [3 + M] are steps, observations, changes seen over a season, and
+observations at every place of the season.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast, no_type_check
+
+import numpy as np
+from numba import njit
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+SURPRISE_RATE = 0.05  # at which the mean surprise forgets
+ORIGINS = 256  # of one series, at most, at which rates are tried
+
+
+def strict(function: F) -> F:
+    """The function, compiled when it is first called and kept on disk; its sums stay in their order.
+
+    >>> strict(take_in).__name__
+    'take_in'
+    """
+    return cast(F, njit(cache=True, error_model="numpy")(function))
+
+
+@strict
+@no_type_check
+def take_in(value, rates, weights, members, recent, counts, surprise):
+    """One value of one series, NaN where missing: levels and trends move on, and learn from what was observed.
+
+    surprise [1]: the mean distance of the values from their weighted forecast a step before.
+    """
+    season, seen, changes = len(recent), counts[1], counts[2]
+    place = counts[0] % season
+    missing, before = math.isnan(value), recent[place]
+    changed = not missing and not math.isnan(before)
+    said = 0.0
+    for k in range(len(rates)):
+        trend = rates[k, 2] * members[k, 1]
+        ahead, seasonal = members[k, 0] + trend, members[k, 2 + place]
+        said += weights[k] * (ahead + seasonal)
+        if not missing:
+            ahead += max(rates[k, 0], 1.0 / (seen + 1)) * (value - ahead - seasonal)
+            if rates[k, 1] > 0 and changed:
+                trend += max(rates[k, 1], 1.0 / (changes + 1)) * ((value - before) / season - trend)
+            if season > 1:
+                rate = max(rates[k, 3], 1.0 / (counts[3 + place] + 1))
+                members[k, 2 + place] += rate * (value - ahead - seasonal)
+        members[k, 0], members[k, 1] = ahead, trend
+    recent[place] = value
+    counts[0] += 1
+    if missing:
+        return
+    if seen:
+        surprise[0] += max(SURPRISE_RATE, 1.0 / seen) * (abs(value - said) - surprise[0])
+    counts[1] += 1
+    counts[2] += changed
+    counts[3 + place] += 1
+
+
+@strict
+@no_type_check
+def look_ahead(rates, weights, members, counts, out):
+    """out [F] = the weighted forecast of one series; NaN where nothing was seen."""
+    season = members.shape[1] - 2
+    out[:] = 0.0 if counts[1] else math.nan
+    for k in range(len(rates)):
+        if weights[k] == 0:
+            continue
+        ahead, trend = members[k, 0], members[k, 1]
+        for f in range(len(out)):
+            trend *= rates[k, 2]
+            ahead += trend
+            out[f] += weights[k] * (ahead + members[k, 2 + (counts[0] + f) % season])
+
+
+@strict
+@no_type_check
+def take_in_some(rows, values, rates, weights, own, members, recent, counts, surprise):
+    """One value of each of these rows, in place: row r has the weights[own[r]]."""
+    for i in range(len(rows)):
+        r = rows[i]
+        take_in(
+            values[i], rates, weights[own[r]], members[r], recent[r], counts[r], surprise[r : r + 1]
+        )  # fmt: skip
+
+
+@strict
+@no_type_check
+def finish_some(rows, rates, weights, own, members, counts, surprise, shares, middle, table, scales, points, offsets):
+    """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
+
+    shares: of the head's median in the median, of the fading memories, and of the head's quantiles, the factor on them,
+    and 1 where the point forecast is the median. middle: the places of the levels next to the median, and the share of
+    the second. table [F, Q]: quantiles of the errors, in units of scale and surprise. See `forecasting.calibration`.
+    """
+    low, high, between = int(middle[0]), int(middle[1]), middle[2]
+    median, fading, head, width, asked = shares[0], shares[1], shares[2], shares[3], shares[4] > 0
+    fade = np.empty(points.shape[1])
+    for i in range(len(rows)):
+        r = rows[i]
+        look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
+        unit = math.sqrt(max(scales[i], surprise[r]) * surprise[r])
+        for f in range(points.shape[1]):
+            own_median = offsets[i, f, low] * (1 - between) + offsets[i, f, high] * between
+            mean = points[i, f]
+            centre = mean + median * own_median
+            if not math.isnan(fade[f]):
+                mean = fade[f] if math.isnan(mean) else mean + fading * (fade[f] - mean)
+                centre = fade[f] if math.isnan(centre) else centre + fading * (fade[f] - centre)
+            points[i, f] = centre if asked else mean
+            for q in range(offsets.shape[2]):
+                spread = unit * table[f, q]
+                if head > 0:
+                    spread = head * width * (offsets[i, f, q] - own_median) + (1 - head) * spread
+                offsets[i, f, q] = centre + spread
+
+
+@strict
+@no_type_check
+def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, surprise):
+    """All new values of some series, in place: series i has values[offsets[i] : offsets[i + 1]] and weights[own[i]]."""
+    for i in range(len(own)):
+        for t in range(offsets[i], offsets[i + 1]):
+            take_in(
+                values[t], rates, weights[own[i]], members[i], recent[i], counts[i], surprise[i : i + 1]
+            )  # fmt: skip
+
+
+@strict
+@no_type_check
+def look_ahead_rows(rates, weights, own, members, counts, out):
+    """out [N, F] = the forecasts of some series."""
+    for i in range(len(own)):
+        look_ahead(rates, weights[own[i]], members[i], counts[i], out[i])
+
+
+@strict
+@no_type_check
+def forecasts_at(values, offsets, rates, weights, own, season, series, origins, out, surprises):
+    """out [W, F] = the forecasts of these series after `origins[w]` steps, and how surprised they were until then.
+
+    series, origins: [W], in order of the series, and for each in order of time."""
+    first = 0
+    while first < len(series):
+        i = series[first]
+        last = first
+        while last < len(series) and series[last] == i:
+            last += 1
+        members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
+        counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
+        t = 0
+        for w in range(first, last):
+            while t < origins[w]:
+                take_in(values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise)
+                t += 1
+            look_ahead(rates, weights[own[i]], members, counts, out[w])
+            surprises[w] = surprise[0]
+        first = last
+
+
+@strict
+@no_type_check
+def errors_of_rates(values, offsets, ends, rates, season, horizon, errors, counted):
+    """errors [N, K] = sums of the mean absolute errors of every rate on the values before `ends`, counted [N] = at how
+    many origins: after two seasons at the earliest, where there are so many values, and at most `ORIGINS` of a series.
+    """
+    weights = np.zeros(len(rates))
+    for i in range(len(ends)):
+        size = ends[i]
+        reach = min(horizon, max(1, (size - 1) // 2))
+        first, last = max(1, min(max(2 * season, 3) + 1, size - reach)), size - reach
+        stride = (last - first) // ORIGINS + 1
+        members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
+        counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
+        for t in range(last):
+            take_in(values[offsets[i] + t], rates, weights, members, recent, counts, surprise)
+            if t + 1 < first or (last - t - 1) % stride:
+                continue
+            truth = values[offsets[i] + t + 1 : offsets[i] + t + 1 + reach]
+            observed = 0
+            for f in range(reach):
+                observed += not math.isnan(truth[f])
+            if not observed or not counts[1]:
+                continue
+            counted[i] += 1
+            for k in range(len(rates)):
+                ahead, trend, total = members[k, 0], members[k, 1], 0.0
+                for f in range(reach):
+                    trend *= rates[k, 2]
+                    ahead += trend
+                    if not math.isnan(truth[f]):
+                        total += abs(ahead + members[k, 2 + (t + 1 + f) % season] - truth[f])
+                errors[i, k] += total / observed
