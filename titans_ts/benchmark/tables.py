@@ -9,8 +9,10 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+from . import ltsf as long_horizon
 from .panels import OURS, PEERS, SETS
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -105,6 +107,66 @@ def panels(folder: Path) -> str:
     return markdown(["set", *models], [*rows, ["mean", *means]])
 
 
+# Means over the four horizons, MSE / MAE, as the authors of Titans print them: Behrouz, Zhong and Mirrokni, "Titans:
+# Learning to Memorize at Test Time" (arXiv 2501.00663), table 3.
+PUBLISHED = {
+    "Titans (LMM)": "0.420 / 0.421, 0.336 / 0.382, 0.358 / 0.387, 0.261 / 0.309, 0.231 / 0.265",
+    "SiMBA": "0.441 / 0.432, 0.361 / 0.391, 0.383 / 0.396, 0.271 / 0.327, 0.255 / 0.280",
+    "iTransformer": "0.454 / 0.447, 0.383 / 0.407, 0.407 / 0.410, 0.288 / 0.332, 0.258 / 0.278",
+    "RLinear": "0.446 / 0.434, 0.374 / 0.398, 0.414 / 0.407, 0.286 / 0.327, 0.272 / 0.291",
+    "PatchTST": "0.469 / 0.454, 0.387 / 0.407, 0.387 / 0.400, 0.281 / 0.326, 0.259 / 0.281",
+    "DLinear": "0.456 / 0.452, 0.559 / 0.515, 0.403 / 0.407, 0.350 / 0.401, 0.265 / 0.317",
+}
+
+
+def spread(values: list[float]) -> str:
+    """The mean over the seeds, and the standard deviation where there are several.
+
+    >>> spread([0.5]), spread([0.5, 0.6])
+    ('0.5000', '0.5500 ± 0.0707')
+    """
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def ltsf(folder: Path) -> str:
+    """The long-horizon sets: MSE / MAE at every horizon, means with their spread over the seeds, costs, and the means
+    beside those that were published."""
+    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for run in read_runs(folder / "ltsf", "ltsf-*-test-*.json"):
+        context = "" if run["model"] == "SeasonalNaive" else f", {run['context']}"
+        found.setdefault((run["model"], context), {}).setdefault(run["set"], []).append(run)
+    order = (*long_horizon.OURS, *long_horizon.PEERS)
+    columns = sorted(found, key=lambda each: (each[1] == ", free", order.index(each[0])))
+    horizons = [str(horizon) for horizon in long_horizon.HORIZONS]
+
+    def cell(runs: list[dict[str, Any]], over: list[str], say: Callable[[list[float]], str]) -> str:
+        if not runs:
+            return ""
+        return " / ".join(
+            say([mean(run["scores"][h][measure] for h in over) for run in runs]) for measure in ("mse", "mae")
+        )
+
+    rows = []
+    for name in long_horizon.SETS:
+        each = [found[column].get(name, []) for column in columns]
+        rows += [[name, h, *(cell(runs, [h], lambda values: f"{mean(values):.4f}") for runs in each)] for h in horizons]
+        rows.append([name, "mean", *(cell(runs, horizons, spread) for runs in each)])
+    for title, measure, most in (
+        ("fit", "fit_cpu_s", mean),
+        ("scoring", "score_cpu_s", mean),
+        ("MB", "peak_rss_mb", max),
+    ):
+        costs = [[run[measure] for runs in found[column].values() for run in runs] for column in columns]
+        rows.append([{"MB": "peak, MB"}.get(title, f"{title}, CPU s"), "", *(f"{most(cost):,.0f}" for cost in costs)])
+    own = [(model, context) for model, context in columns if context == ", 96"]
+    beside = []
+    for place, name in enumerate(long_horizon.SETS):
+        published = [line.split(", ")[place] for line in PUBLISHED.values()]
+        beside.append([name, *(cell(found[column].get(name, []), horizons, spread) for column in own), *published])
+    head = ["set", *(f"**{model} here**" for model, _ in own), *PUBLISHED]
+    return markdown(["set", "horizon", *map("".join, columns)], rows) + "\n\n" + markdown(head, beside)
+
+
 def memory(folder: Path) -> str:
     """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
     head = ["case", "same function"]
@@ -122,6 +184,7 @@ def memory(folder: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
+    "ltsf": ltsf,
     "recall": recall,
     "panels": panels,
     "memory": memory,
