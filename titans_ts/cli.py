@@ -162,6 +162,36 @@ def ltsf(
 
 
 @benchmark.command()
+def gift(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a run; those there are kept.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Configurations such as ett1/H/short, repeatable; default: all 24."),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Titans, Ridge, SeasonalNaive; default: all three.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            help="GIFT-Eval's table of all results (CSV): its means over these 24 go into gift-published.json."
+        ),
+    ] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+) -> None:
+    """The 24 configurations of GIFT-Eval whose data are at hand: MASE, CRPS, coverage."""
+    from .benchmark.gift import CONFIGURATIONS, OURS, gift_table, read_published, run_gift_tasks
+    from .benchmark.runs import write_json
+
+    if published is not None:
+        write_json(read_published(published), out / "gift-published.json")
+    results = run_gift_tasks(
+        tuple(name or CONFIGURATIONS), tuple(model or OURS), tuple(seed or (0,)), out, folder=folder, part=part
+    )
+    typer.echo(gift_table(results).round(4).to_string())
+
+
+@benchmark.command()
 def recall(
     variant: Annotated[list[str] | None, typer.Option(help="Wirings; default: all four.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of series and fit.")] = 0,

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from . import gift as gift_eval
 from . import ltsf as long_horizon
 from .panels import OURS, PEERS, SETS
 
@@ -167,6 +168,46 @@ def ltsf(folder: Path) -> str:
     return markdown(["set", "horizon", *map("".join, columns)], rows) + "\n\n" + markdown(head, beside)
 
 
+def gift(folder: Path) -> str:
+    """GIFT-Eval's configurations: MASE / CRPS / coverage of the 80 % interval, means over the seeds; and geometric
+    means of the ratios to its seasonal naive, beside those of its leaderboard."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in read_runs(folder / "gift", "gift-*-test-*.json"):
+        found.setdefault(run["model"], {}).setdefault(run["configuration"], []).append(run)
+    models = [model for model in (*gift_eval.OURS, *gift_eval.PEERS) if model in found]
+    published = read_runs(folder / "gift", "gift-published.json")
+    naive = published[0]["seasonal_naive"] if published else {}
+
+    def cell(runs: list[dict[str, Any]]) -> str:
+        if not runs:
+            return ""
+        mase, crps, covered = (mean(run[measure] for run in runs) for measure in ("mase", "crps", "coverage-80"))
+        return f"{mase:.3f} / {crps:.4f} / {covered:.0%}"
+
+    rows = []
+    for name in gift_eval.CONFIGURATIONS:
+        theirs = naive.get(name)
+        shown = f"{theirs['mase']:.3f} / {theirs['crps']:.4f}" if theirs else ""
+        rows.append([name, *(cell(found[model].get(name, [])) for model in models), shown])
+    for title, measure, most in (("fit, CPU s", "fit_cpu_s", mean), ("peak, MB", "peak_rss_mb", max)):
+        costs = [[run[measure] for runs in found[model].values() for run in runs] for model in models]
+        rows.append([title, *(f"{most(cost):,.0f}" for cost in costs), ""])
+    table = markdown(["configuration", *models, "seasonal naive, published"], rows)
+    means: list[tuple[str, float, float]] = []
+    for each in published:
+        means += [(model, ratios["mase"], ratios["crps"]) for model, ratios in each["geometric_means"].items()]
+    for model in models if published else ():
+        runs = [run for each in found[model].values() for run in each]
+        seeds = sorted({run["seed"] for run in runs})
+        every = [gift_eval.geometric_means([run for run in runs if run["seed"] == seed], naive) for seed in seeds]
+        whole = [ratios for ratios in every if ratios]
+        if whole:
+            mase, crps = (mean(ratios[measure] for ratios in whole) for measure in ("mase", "crps"))
+            means.append((f"**{model}**", mase, crps))
+    lines = [[model, f"{mase:.3f}", f"{crps:.3f}"] for model, mase, crps in sorted(means, key=lambda each: each[1])]
+    return table + "\n\n" + markdown(["model", "MASE relative", "CRPS relative"], lines)
+
+
 def memory(folder: Path) -> str:
     """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
     head = ["case", "same function"]
@@ -185,6 +226,7 @@ def memory(folder: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
     "ltsf": ltsf,
+    "gift": gift,
     "recall": recall,
     "panels": panels,
     "memory": memory,
