@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 
 import numpy as np
 import pandas as pd
@@ -152,6 +153,22 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch, capsys
 def test_an_unknown_model_is_named(toy):
     with pytest.raises(ValueError, match="'Prophet' does not exist"):
         run("Prophet")
+
+
+def test_a_missing_peer_says_how_to_get_it(toy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "neuralforecast", None)  # as where it is not installed
+    with pytest.raises(ModuleNotFoundError, match="pip install neuralforecast"):
+        run("PatchTST")
+
+
+def test_a_peer_is_trained_on_the_training_rows_alone(toy, monkeypatch):
+    given = []
+    monkeypatch.setattr(ltsf, "fit_peer", lambda model, rows, context, horizon, seed: given.append((rows, context)))
+    monkeypatch.setattr(ltsf, "say_peer", lambda peer, contexts: np.repeat(contexts[:, -1:], 12, 1))
+    made = run("PatchTST", None)
+    rows, context = given[0]
+    np.testing.assert_array_equal(rows, ltsf.split_set("etth1").values[:TRAIN])
+    assert made["context_length"] == context == 48
 
 
 def test_the_table_has_means_spreads_published_numbers_and_empty_cells(tmp_path):

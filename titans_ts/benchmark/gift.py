@@ -37,7 +37,6 @@ from ..forecasting.panel import Float
 from .runs import Cost, commit, kept
 
 OURS = ("Titans", "Ridge", "SeasonalNaive")
-PEERS = ("PatchTST",)
 LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 10))
 HORIZONS = {"10T": 48, "15T": 48, "H": 48, "D": 30, "W": 8, "M": 12}
 TERMS = {"short": 1, "medium": 10, "long": 15}  # factors on the horizon

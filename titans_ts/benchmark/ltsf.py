@@ -32,6 +32,7 @@ from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.linear import apply_linear, fit_linear
 from ..forecasting.panel import Float
 from ..forecasting.training import TrainConfig
+from .neural import fit_peer, say_peer
 from .runs import Cost, Score, commit, kept, panel_of
 
 SETS = ("etth1", "etth2", "ettm1", "ettm2", "weather")
@@ -140,7 +141,19 @@ def seasonal_naive(split: Split, season: int, context: int | None, horizon: int,
     return say_by(SeasonalNaive(horizon=horizon, season_length=season).fit(split.values[: split.begin])), season
 
 
-FIT = {"Titans": titans, "Ridge": ridge, "SeasonalNaive": seasonal_naive}
+def peer(model: str, split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+    """A neural peer, trained on the training rows for a fixed number of steps."""
+    context = usual_context(panel_of(split.values[: split.begin].T), season, horizon) if context is None else context
+    fitted = fit_peer(model, split.values[: split.train], context, horizon, seed)
+    return lambda contexts, columns: say_peer(fitted, contexts), context
+
+
+FIT: dict[str, Callable[[Split, int, int | None, int, int], tuple[Say, int]]] = {
+    "Titans": titans,
+    "Ridge": ridge,
+    "SeasonalNaive": seasonal_naive,
+    **{model: partial(peer, model) for model in PEERS},
+}
 
 
 def run_ltsf(

@@ -174,7 +174,7 @@ def gift(folder: Path) -> str:
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in read_runs(folder / "gift", "gift-*-test-*.json"):
         found.setdefault(run["model"], {}).setdefault(run["configuration"], []).append(run)
-    models = [model for model in (*gift_eval.OURS, *gift_eval.PEERS) if model in found]
+    models = [model for model in gift_eval.OURS if model in found]
     published = read_runs(folder / "gift", "gift-published.json")
     naive = published[0]["seasonal_naive"] if published else {}
 
