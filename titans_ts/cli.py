@@ -192,6 +192,38 @@ def gift(
 
 
 @benchmark.command()
+def ablation(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a run; those there are kept.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="etth1, weather, m4_hourly, tourism_monthly, repeatable; default: all four."),
+    ] = None,
+    variation: Annotated[
+        list[str] | None, typer.Option(help="'default', 'mac', 'memory off', ..., repeatable; default: all.")
+    ] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(help="'backbone alone' or 'both'; default: one after the other.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the forecaster's own.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+) -> None:
+    """Wirings, memory, momentum, forgetting and depth, changed one at a time; no test row is read."""
+    from .benchmark.ablation import PATHS, SETS, VARIATIONS, ablation_table, run_ablations
+
+    results = run_ablations(
+        tuple(name or SETS),
+        tuple(variation or VARIATIONS),
+        tuple(path or PATHS),
+        tuple(seed or (0, 1, 2)),
+        out,
+        folder=folder,
+        steps=steps,
+    )
+    typer.echo(ablation_table(results).round(4).to_string())
+
+
+@benchmark.command()
 def recall(
     variant: Annotated[list[str] | None, typer.Option(help="Wirings; default: all four.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of series and fit.")] = 0,

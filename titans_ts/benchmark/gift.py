@@ -157,14 +157,11 @@ def make_forecaster(model: str, task: Task, seed: int) -> PanelForecaster:
     return makers[model]()
 
 
-def run_gift(name: str, model: str, *, folder: str | None = None, seed: int = 0, part: str = "test") -> dict[str, Any]:
-    """One model on one configuration: fitted once, and taken from window to window."""
-    torch.set_num_threads(1)
-    task = make_task(name, folder, part=part)
-    sizes = [len(y) for y in task.series]
+def walk(forecaster: PanelForecaster, task: Task) -> dict[str, Any]:
+    """Fit once, then forecast a window, take it in, forecast the next: scores and costs."""
     cost = Cost()
-    origins = [size - task.scored for size in sizes]
-    forecaster = make_forecaster(model, task, seed).fit(frame_of(task, [0] * len(sizes), origins))
+    origins = [len(y) - task.scored for y in task.series]
+    forecaster.fit(frame_of(task, [0] * len(origins), origins))
     fitted = cost.cpu_s()
     truths, quantiles, units = [], [], []
     for window in range(task.windows):
@@ -176,22 +173,24 @@ def run_gift(name: str, model: str, *, folder: str | None = None, seed: int = 0,
         quantiles.append(said[columns].to_numpy(dtype=np.float64))
         truths.append(np.concatenate([y[o : o + task.horizon] for y, o in zip(task.series, origins, strict=True)]))
         units.append(np.repeat(season_errors(task, origins), task.horizon))
-    scores = score_forecasts(*map(np.concatenate, (truths, quantiles, units)))
     return {
-        "configuration": name,
-        "model": model,
-        "seed": seed,
-        "part": part,
-        "commit": commit(),
-        "series": len(sizes),
+        "series": len(task.series),
         "horizon": task.horizon,
         "windows": task.windows,
         "season_length": forecaster.season_length_,
-        **scores,
+        **score_forecasts(*map(np.concatenate, (truths, quantiles, units))),
         "fit_cpu_s": fitted,
         "forecast_cpu_s": round(cost.cpu_s() - fitted, 1),
         "peak_rss_mb": cost.peak_rss_mb(),
     }
+
+
+def run_gift(name: str, model: str, *, folder: str | None = None, seed: int = 0, part: str = "test") -> dict[str, Any]:
+    """One model on one configuration."""
+    torch.set_num_threads(1)
+    task = make_task(name, folder, part=part)
+    scores = walk(make_forecaster(model, task, seed), task)
+    return {"configuration": name, "model": model, "seed": seed, "part": part, "commit": commit(), **scores}
 
 
 def score_forecasts(truth: Float, quantiles: Float, unit: Float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from . import ablation as parts_of
 from . import gift as gift_eval
 from . import ltsf as long_horizon
 from .panels import OURS, PEERS, SETS
@@ -208,6 +209,28 @@ def gift(folder: Path) -> str:
     return table + "\n\n" + markdown(["model", "MASE relative", "CRPS relative"], lines)
 
 
+def ablation(folder: Path) -> str:
+    """What each part of the memory brings: MASE of the default, and of every variation relative to the default of the
+    same seed, mean and spread over the seeds, and the time of its fits."""
+    found = {
+        (run["path"], run["variation"], run["set"], run["seed"]): run
+        for run in read_runs(folder / "ablation", "ablation-*.json")
+    }
+    seeds = sorted({seed for *_, seed in found})
+    rows = []
+    for path in parts_of.PATHS:
+        for variation in parts_of.VARIATIONS:
+            row = [path, variation]
+            for name in parts_of.SETS:
+                pairs = [(found.get((path, variation, name, s)), found.get((path, "default", name, s))) for s in seeds]
+                both = [(one["mase"], other["mase"]) for one, other in pairs if one and other]
+                first = variation == "default"
+                row.append(spread([one if first else one / other for one, other in both]) if both else "")
+            cost = [run["fit_cpu_s"] for (p, v, *_), run in found.items() if (p, v) == (path, variation)]
+            rows.append([*row, f"{mean(cost):.0f}" if cost else ""])
+    return markdown(["forecaster", "variation", *parts_of.SETS, "fit, CPU s"], rows)
+
+
 def memory(folder: Path) -> str:
     """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
     head = ["case", "same function"]
@@ -227,6 +250,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
     "ltsf": ltsf,
     "gift": gift,
+    "ablation": ablation,
     "recall": recall,
     "panels": panels,
     "memory": memory,

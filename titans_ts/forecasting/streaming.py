@@ -76,7 +76,8 @@ class StreamingForecaster:
         )
         with torch.no_grad():
             fused = FusedModel(model, held.series)
-        return cls(fused, readout, forecaster.levels_, adapt=forecaster.adapt, point=forecaster.point)
+        adapt = forecaster.adapt and model.config.backbone.writes
+        return cls(fused, readout, forecaster.levels_, adapt=adapt, point=forecaster.point)
 
     def __len__(self) -> int:
         return len(self.model)
