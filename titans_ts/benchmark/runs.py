@@ -47,7 +47,8 @@ class Score:
 class Cost:
     """CPU seconds of this process, and its peak memory, since the beginning of the count.
 
-    Where the system does not let the peak begin anew (it is Linux that does), it is that of the whole process.
+    Memory that earlier runs of the process have not given back counts too. Where the system does not let the peak begin
+    anew (Linux does), it is that of the whole process.
     """
 
     def __init__(self) -> None:
