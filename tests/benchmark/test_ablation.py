@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from titans_ts.benchmark import ablation, ltsf
 from titans_ts.benchmark.tables import render
+from titans_ts.cli import app
 from titans_ts.data import describe
 from titans_ts.models.config import TimeSeriesConfig
 from titans_ts.models.timeseries import TimeSeriesModel
@@ -82,6 +84,13 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "run_ablation", lambda *_, **__: pytest.fail("it ran again"))
     assert ablation.run_ablations(*arguments, steps=2) == results
     assert len(ablation.ablation_table(results)) == 2
+
+
+def test_the_command_writes_its_runs(toy, tmp_path):
+    asked = ["--set", "tourism_monthly", "--variation", "momentum off", "--path", "both", "--seed", "0", "--steps", "1"]
+    done = CliRunner().invoke(app, ["benchmark", "ablation", "--out", str(tmp_path), *asked])
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation-tourism_monthly-momentum_off-both-0.json"]
 
 
 def test_the_table_is_relative_to_the_default_of_the_same_seed(tmp_path):

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from titans_ts.benchmark import gift
 from titans_ts.benchmark.tables import render
+from titans_ts.cli import app
 from titans_ts.data import describe
 from titans_ts.data.registry import ENVIRONMENT_VARIABLE
 
@@ -158,6 +160,18 @@ def test_published_results_become_geometric_means(tmp_path):
     assert set(read["seasonal_naive"]) == set(gift.CONFIGURATIONS)
     with pytest.raises(ValueError, match="lacks rows of TiRex: ett1/H/short"):
         gift.read_published(leaderboard(tmp_path / "some.csv", {("TiRex", NAME)}))
+
+
+def test_the_command_writes_its_runs_and_what_is_published(toy, tmp_path):
+    file, out = leaderboard(tmp_path / "all.csv"), tmp_path / "out"
+    asked = ["--set", NAME, "--model", "SeasonalNaive", "--published", str(file), "--out", str(out)]
+    done = CliRunner().invoke(app, ["benchmark", "gift", *asked])
+    assert done.exit_code == 0, done.output
+    assert NAME in done.output
+    assert {path.name for path in out.iterdir()} == {
+        "gift-published.json",
+        "gift-ett1-H-short-SeasonalNaive-test-0.json",
+    }
 
 
 def test_the_table_stands_beside_the_published_means_and_leaves_what_has_not_run_empty(tmp_path):

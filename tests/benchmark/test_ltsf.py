@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from titans_ts.benchmark import ltsf
 from titans_ts.benchmark.tables import render
+from titans_ts.cli import app
 from titans_ts.data import describe
 from titans_ts.data.registry import ENVIRONMENT_VARIABLE
 
@@ -148,6 +150,17 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(ltsf, "run_ltsf", lambda *_, **__: pytest.fail("it ran again"))
     assert ltsf.run_ltsf_sets(*arguments) == results
     assert list(ltsf.ltsf_table(results).columns.get_level_values("horizon")) == [4, 12, 4, 12]
+
+
+def test_the_command_writes_its_runs_and_shows_them(toy, tmp_path):
+    asked = ["--set", "etth1", "--model", "Ridge", "--context", "24", "--context", "free", "--part", "validation"]
+    done = CliRunner().invoke(app, ["benchmark", "ltsf", "--out", str(tmp_path), *asked])
+    assert done.exit_code == 0, done.output
+    assert "Ridge" in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ltsf-etth1-24-Ridge-validation-0.json",
+        "ltsf-etth1-free-Ridge-validation-0.json",
+    }
 
 
 def test_an_unknown_model_is_named(toy):
