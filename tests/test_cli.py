@@ -185,7 +185,7 @@ def test_help_names_every_command(titans):
     for command in ("demo", "fit", "predict", "update", "benchmark"):
         assert command in result.out
     shown = titans("benchmark", "--help").out
-    assert all(name in shown for name in ("ltsf", "recall", "stream", "tables"))
+    assert all(name in shown for name in ("etth1", "ltsf", "recall", "stream", "tables"))
     for command in ("demo", "fit", "predict", "update"):
         assert titans(command, "--help").code == 0
 

@@ -116,7 +116,7 @@ def update(model: ModelFolder, data: DataFile) -> None:
 
 
 @benchmark.command()
-def ltsf(
+def etth1(
     context: Annotated[list[int] | None, typer.Option(help="Context lengths; default: 336 and 512.")] = None,
     folder: Annotated[
         str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")
@@ -127,13 +127,100 @@ def ltsf(
 ) -> None:
     """ETTh1, horizon 96: the linear path, the backbone and both; the memory frozen, updating and zeroed."""
     from .benchmark.demo import format_table
-    from .benchmark.ltsf import ltsf_table, run_ltsf, write_json
+    from .benchmark.etth1 import etth1_table, run_etth1
+    from .benchmark.runs import write_json
 
     for length in context or [336, 512]:
-        result = run_ltsf(length, folder=folder, seed=seed, part=part)
-        typer.echo(format_table(ltsf_table(result), f"ETTh1-96, context {length}, {part}, {result['peak_rss_mb']} MB"))
+        result = run_etth1(length, folder=folder, seed=seed, part=part)
+        typer.echo(format_table(etth1_table(result), f"ETTh1-96, context {length}, {part}, {result['peak_rss_mb']} MB"))
         if out is not None:
             write_json(result, out / f"etth1-{length}-{part}-{seed}.json")
+
+
+@benchmark.command()
+def ltsf(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a run; those there are kept.")],
+    name: Annotated[
+        list[str] | None, typer.Option("--set", help="etth1, etth2, ettm1, ettm2, weather, repeatable; default: all.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Titans, Ridge, SeasonalNaive; default: all three.")] = None,
+    context: Annotated[
+        list[str] | None, typer.Option(help="Context lengths; 'free' is the forecaster's own; default: 96 and free.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
+    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+) -> None:
+    """ETT and Weather at horizons 96, 192, 336 and 720 under the long-horizon protocol, one model for all horizons."""
+    from .benchmark.ltsf import OURS, SETS, ltsf_table, run_ltsf_sets
+
+    lengths = tuple(None if each == "free" else int(each) for each in context or ("96", "free"))
+    results = run_ltsf_sets(
+        tuple(name or SETS), tuple(model or OURS), lengths, tuple(seed or (0, 1, 2)), out, folder=folder, part=part
+    )
+    typer.echo(ltsf_table(results).to_string())
+
+
+@benchmark.command()
+def gift(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a run; those there are kept.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Configurations such as ett1/H/short, repeatable; default: all 24."),
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Titans, Ridge, SeasonalNaive; default: all three.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            help="GIFT-Eval's table of all results (CSV): its means over these 24 go into gift-published.json."
+        ),
+    ] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+) -> None:
+    """The 24 configurations of GIFT-Eval whose data are at hand: MASE, CRPS, coverage."""
+    from .benchmark.gift import CONFIGURATIONS, OURS, gift_table, read_published, run_gift_tasks
+    from .benchmark.runs import write_json
+
+    if published is not None:
+        write_json(read_published(published), out / "gift-published.json")
+    results = run_gift_tasks(
+        tuple(name or CONFIGURATIONS), tuple(model or OURS), tuple(seed or (0,)), out, folder=folder, part=part
+    )
+    typer.echo(gift_table(results).round(4).to_string())
+
+
+@benchmark.command()
+def ablation(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a run; those there are kept.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="etth1, weather, m4_hourly, tourism_monthly, repeatable; default: all four."),
+    ] = None,
+    variation: Annotated[
+        list[str] | None, typer.Option(help="'default', 'mac', 'memory off', ..., repeatable; default: all.")
+    ] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(help="'backbone alone' or 'both'; default: one after the other.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the forecaster's own.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+) -> None:
+    """Wirings, memory, momentum, forgetting and depth, changed one at a time; no test row is read."""
+    from .benchmark.ablation import PATHS, SETS, VARIATIONS, ablation_table, run_ablations
+
+    results = run_ablations(
+        tuple(name or SETS),
+        tuple(variation or VARIATIONS),
+        tuple(path or PATHS),
+        tuple(seed or (0, 1, 2)),
+        out,
+        folder=folder,
+        steps=steps,
+    )
+    typer.echo(ablation_table(results).round(4).to_string())
 
 
 @benchmark.command()
@@ -178,7 +265,7 @@ def stream(
     series: Annotated[int, typer.Option(help="Series of the case with many.")] = 10_000,
 ) -> None:
     """One observation and its forecast: the compiled stream beside torch, for one series and for many."""
-    from .benchmark.ltsf import write_json
+    from .benchmark.runs import write_json
     from .benchmark.stream import run_stream, stream_table
 
     result = run_stream(series)

@@ -54,7 +54,8 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
     assert results[0]["values"] == 30 * HORIZON
     assert results[0]["series"] == 30
     assert 0 < results[0]["coverage-80"] <= 1
-    monkeypatch.setattr(panels, "run_panel", None)
+    assert {"commit", "peak_rss_mb", "cpu_s"} <= set(results[0])
+    monkeypatch.setattr(panels, "run_panel", lambda *_, **__: pytest.fail("it ran again"))
     assert panels.run_panels(("m1_monthly",), models, tmp_path) == results
     table = panels.panels_table(results)
     assert table.loc["mean", ("mase", "Ridge")] == results[0]["mase"]

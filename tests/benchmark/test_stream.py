@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from titans_ts.benchmark import stream
-from titans_ts.benchmark.ltsf import write_json
+from titans_ts.benchmark.runs import write_json
 from titans_ts.benchmark.tables import render
 from titans_ts.forecasting.streaming import StreamingForecaster
 

@@ -1,5 +1,6 @@
 """`TitansForecaster`: the laws, whatever data come in, and what its user may count on around them."""
 
+import copy
 import functools
 import json
 import pickle

@@ -159,3 +159,14 @@ def test_what_cannot_be_is_refused_and_changes_nothing(forecaster):
     assert np.array_equal(stream.forecast(0).point, before)
     stream.update([], [])
     assert stream.forecast([]).point.shape == (0, 6)
+
+
+def test_a_memory_that_never_writes_is_not_written_by_the_stream():
+    memory = MemoryConfig(dim=16, heads=2, depth=1)
+    forecaster = fitted(model=BackboneConfig(dim=16, heads=2, residual_init=1.0, writes=False, memory=memory))
+    forecaster.correction_ = 0.7
+    stream, state, rows = StreamingForecaster.from_forecaster(forecaster), forecaster._known.state, np.arange(SERIES)
+    for values in LATER:
+        stream.update(rows, values)
+        state = forecaster._advance(state, rows, panel_of(forecaster, values[None]))
+    assert_equal(stream.forecast(rows), forecaster._forecast(state, rows), 1e-4)

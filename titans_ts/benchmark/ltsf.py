@@ -1,21 +1,23 @@
-"""ETTh1 under the long-horizon protocol: what each part of the forecaster brings, and what its memory does.
+"""The long-horizon protocol: ETT and Weather, four horizons, one model for all of them.
 
-Rows 0-8639 train, 8640-11519 validate, 11520-14399 test; every column is standardised with the mean and deviation of
-its training rows; every window of the test part counts, for every column. The literature's number is the row `window`:
-each window is forecast from its own context alone. The rows `frozen` and `updating` run through the test part as a
-stream, step by step, and their memory has seen everything before it; in `frozen` it stands still from the end of
-`fit` on.
+Every column is standardised with the mean and deviation of its training rows. The weights are learnt on the training
+rows, every choice is made on the validation rows after them, and every window of the test rows counts, for every column
+and with stride 1: a test part of R rows has R - h + 1 windows of horizon h. Each window is forecast from its own
+context alone, which may reach back into the validation rows. One model forecasts 720 steps, and shorter horizons are
+the beginnings of its forecasts. The point forecast is the median, for every set.
+
+With `part="validation"` everything moves one part earlier and the test rows are cut off when the set is read: the
+validation rows are scored, and the last training rows, as many as those of validation, take their place.
+
+The peers are PatchTST, DLinear and NLinear of neuralforecast, which are run from an environment of its own by the same
+command, into the same folder.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import resource
-import subprocess
-import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,175 +25,206 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..data import load
-from ..forecasting.baselines import Ridge, SeasonalNaive
-from ..forecasting.forecaster import PanelState, TitansForecaster
-from ..forecasting.linear import fit_linear
-from ..forecasting.panel import Float, Panel
+from ..data import describe, load
+from ..forecasting.base import PanelForecaster
+from ..forecasting.baselines import SeasonalNaive, usual_context
+from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.linear import apply_linear, fit_linear
+from ..forecasting.panel import Float
 from ..forecasting.training import TrainConfig
-from ..models.timeseries import replace_memories
+from .neural import fit_peer, say_peer
+from .runs import Cost, Score, commit, kept, panel_of
 
-TRAIN, VALIDATION, TEST = 8640, 2880, 2880
-HORIZON = 96
+SETS = ("etth1", "etth2", "ettm1", "ettm2", "weather")
+HORIZONS = (96, 192, 336, 720)
+OURS = ("Titans", "Ridge", "SeasonalNaive")
+PEERS = ("PatchTST", "DLinear", "NLinear")
+ROWS = {"etth1": (8640, 2880, 2880), "etth2": (8640, 2880, 2880)}
+ROWS |= {"ettm1": (34560, 11520, 11520), "ettm2": (34560, 11520, 11520)}
+WINDOWS = 128  # windows forecast together: more are no faster for short contexts, and slower for long ones
 
-
-class Score:
-    """Mean squared and absolute error, gathered piece by piece."""
-
-    def __init__(self) -> None:
-        self.squared = self.absolute = 0.0
-        self.count = 0
-
-    def add(self, forecast: Float, truth: Float) -> None:
-        """Count forecasts against what came."""
-        error = forecast - truth
-        self.squared += float((error**2).sum())
-        self.absolute += float(np.abs(error).sum())
-        self.count += error.size
-
-    def result(self) -> dict[str, float]:
-        """MSE and MAE, rounded to four digits as in the literature."""
-        return {"mse": round(self.squared / self.count, 4), "mae": round(self.absolute / self.count, 4)}
+# contexts [B, L] of the columns [B] to forecasts [B, H]
+Say = Callable[[Float, Any], Float]
 
 
-def standardised(folder: str | None = None) -> tuple[list[str], Float]:
-    """The names of ETTh1's columns and its standardised values [14400, 7]."""
-    wide = load("etth1", folder).pivot(index="ds", columns="unique_id", values="y")
-    values = wide.to_numpy(dtype=np.float64)[: TRAIN + VALIDATION + TEST]
-    known = values[:TRAIN]
-    return [str(name) for name in wide.columns], (values - known.mean(0)) / known.std(0)
+@dataclass(frozen=True)
+class Split:
+    """Standardised rows `values` [T, N]: `train` to learn from, as many as `validation` to choose by, the rest to
+    score."""
+
+    values: Float
+    train: int
+    validation: int
+
+    @property
+    def begin(self) -> int:
+        """The first row that is scored."""
+        return self.train + self.validation
 
 
-def silence(state: PanelState) -> PanelState:
-    """The state with memories of zeros; with `adapt=False` they stay so."""
-    return state._replace(series=replace_memories(state.series, torch.zeros_like))
+def rows_of(name: str, count: int) -> tuple[int, int, int]:
+    """Rows to train on, to validate on and to test on, of the `count` rows of a set.
+
+    >>> rows_of("weather", 52696)
+    (36887, 5270, 10539)
+    """
+    train, test = int(0.7 * count), int(0.2 * count)
+    return ROWS.get(name, (train, count - train - test, test))
 
 
-def panel_of(rows: Float) -> Panel:
-    """Series in the rows of an array [N, T], without timestamps."""
-    from ..forecasting.door import read
-
-    panel, _, _ = read(
-        rows.T, freq=None, id_col="", time_col="", target_col="", on_gap="raise", on_duplicate="raise", on_bad="raise"
-    )
-    return panel
-
-
-def plain_ridge(past: Float, context: int) -> tuple[Ridge, float]:
-    """The bar: ridge on the training rows alone, every window with the same weight, penalty 0.001 of the mean
-    eigenvalue; and the CPU seconds of its fit."""
-    began = time.process_time()
-    panel = panel_of(past.T)
-    ends = np.full(len(panel), TRAIN)
-    ridge = Ridge(horizon=HORIZON, context_length=context, penalty=1e-3, validation=VALIDATION).fit(past)
-    ridge.path_ = fit_linear(panel, context, HORIZON, penalties=(1e-3,), train_ends=ends)
-    return ridge, time.process_time() - began
+def split_set(name: str, folder: str | None = None, *, part: str = "test") -> Split:
+    """A set under the protocol; with `part="validation"` without a single test row."""
+    values = load(name, folder)["y"].to_numpy(dtype=np.float64).reshape(describe(name).series, -1).T
+    train, validation, test = rows_of(name, len(values))
+    if part == "validation":
+        train, test = train - validation, validation
+    elif part != "test":
+        raise ValueError(f"part={part!r} must be 'test' or 'validation'.")
+    known = values[:train]
+    values = (values[: train + validation + test] - known.mean(0)) / known.std(0)
+    return Split(values, train, validation)
 
 
-def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int, block: int = 32) -> dict[str, float]:
-    """Every window forecast from its own context alone."""
-    score = Score()
-    for start in range(begin, end - HORIZON + 1, block):
-        origins = np.arange(start, min(start + block, end - HORIZON + 1))
-        histories = np.concatenate([z[i - context : i].T for i in origins])
-        truth = np.concatenate([z[i : i + HORIZON].T for i in origins])
-        panel = replace(panel_of(histories), ids=tuple(range(z.shape[1])) * len(origins))
-        state = forecaster._start(panel)
-        score.add(forecaster._forecast(state, np.arange(len(truth))).point, truth)
-    return score.result()
+def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...]) -> dict[int, Score]:
+    """Every window forecast from its own context alone; each horizon is the beginning of one forecast."""
+    z, end = split.values, len(split.values)
+    scores = {horizon: Score() for horizon in horizons}
+    columns, longest = z.shape[1], max(horizons)
+    padded = np.concatenate([z, np.full((longest, columns), np.nan)])
+    size = max(1, WINDOWS // columns)
+    last = end - min(horizons) + 1
+    for start in range(split.begin, last, size):
+        origins = np.arange(start, min(start + size, last))
+        contexts, truths = (
+            padded[origins[:, None] + np.arange(*steps)].transpose(0, 2, 1) for steps in ((-context, 0), (0, longest))
+        )
+        said = say(contexts.reshape(-1, context), np.tile(np.arange(columns), len(origins))).reshape(truths.shape)
+        for horizon, score in scores.items():
+            whole = origins + horizon <= end
+            score.add(said[whole, :, :horizon], truths[whole, :, :horizon])
+    return scores
 
 
-def score_stream(
-    forecaster: TitansForecaster,
-    z: Float,
-    begin: int,
-    end: int,
-    change: Callable[[PanelState], PanelState] | None = None,
-) -> dict[str, float]:
-    """Every window forecast from the state that the forecaster has reached by then, one step at a time."""
-    score, rows = Score(), np.arange(z.shape[1])
-    state = forecaster._start(panel_of(z[:begin].T))
-    state = state if change is None else change(state)
-    for origin in range(begin, end - HORIZON + 1):
-        score.add(forecaster._forecast(state, rows).point, z[origin : origin + HORIZON].T)
-        state = forecaster._advance(state, rows, panel_of(z[origin : origin + 1].T))
-    return score.result()
+def say_by(forecaster: PanelForecaster) -> Say:
+    """How one of our forecasters speaks about contexts."""
+
+    def say(contexts: Float, columns: Any) -> Float:
+        panel = panel_of(contexts, tuple(columns.tolist()))
+        return forecaster._forecast(forecaster._start(panel), np.arange(len(panel))).point
+
+    return say
+
+
+def titans(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+    """The forecaster at its defaults; its weights never see the validation rows."""
+    forecaster = TitansForecaster(
+        horizon=horizon,
+        context_length=context,
+        season_length=season,
+        train=TrainConfig(validation=split.validation, refit=False),
+        point="median",
+        random_state=seed,
+    ).fit(split.values[: split.begin])
+    return say_by(forecaster), forecaster.context_length_
+
+
+def ridge(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+    """One closed-form map of the training rows, its penalty chosen on the validation rows."""
+    panel = panel_of(split.values[: split.begin].T)
+    context = usual_context(panel, season, horizon) if context is None else context
+    path = fit_linear(panel, context, horizon, train_ends=np.full(len(panel), split.train))
+    return lambda contexts, columns: apply_linear(path, contexts), context
+
+
+def seasonal_naive(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+    """The value one season ago; its context is a season, whatever was asked."""
+    return say_by(SeasonalNaive(horizon=horizon, season_length=season).fit(split.values[: split.begin])), season
+
+
+def peer(model: str, split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+    """A neural peer, trained on the training rows for a fixed number of steps."""
+    context = usual_context(panel_of(split.values[: split.begin].T), season, horizon) if context is None else context
+    fitted = fit_peer(model, split.values[: split.train], context, horizon, seed)
+    return lambda contexts, columns: say_peer(fitted, contexts), context
+
+
+FIT: dict[str, Callable[[Split, int, int | None, int, int], tuple[Say, int]]] = {
+    "Titans": titans,
+    "Ridge": ridge,
+    "SeasonalNaive": seasonal_naive,
+    **{model: partial(peer, model) for model in PEERS},
+}
 
 
 def run_ltsf(
-    context: int, *, folder: str | None = None, seed: int = 0, part: str = "test", stream: bool = True, **train: Any
+    name: str,
+    model: str,
+    context: int | None,
+    *,
+    folder: str | None = None,
+    seed: int = 0,
+    part: str = "test",
 ) -> dict[str, Any]:
-    """All rows of the table for one context; `part="validation"` leaves the test rows unread.
-
-    train: fields of `TrainConfig`, for experiments; the table of the documentation uses the defaults.
-    """
+    """One model on one set: fitted once, scored at every horizon. `context=None` is the forecaster's own."""
+    if model not in FIT:
+        raise ValueError(f"model {model!r} does not exist: there are {', '.join(FIT)}.")
     torch.set_num_threads(1)
-    _, z = standardised(folder)
-    begin, end = (TRAIN + VALIDATION, len(z)) if part == "test" else (TRAIN, TRAIN + VALIDATION)
-    past = z[: TRAIN + VALIDATION]
-    rows: list[dict[str, Any]] = []
-
-    def add(model: str, memory: str, mode: str, cpu: float, scores: dict[str, float]) -> None:
-        rows.append({"model": model, "memory": memory, "mode": mode, **scores, "fit_cpu_s": round(cpu, 1)})
-
-    def timed(forecaster: Any) -> float:
-        began = time.process_time()
-        forecaster.fit(past)
-        return time.process_time() - began
-
-    naive = SeasonalNaive(horizon=HORIZON, season_length=24)
-    add("seasonal naive", "-", "window", timed(naive), score_windows(naive, z, context, begin, end))
-    ridge, cpu = plain_ridge(past, context)
-    add("ridge", "-", "window", cpu, score_windows(ridge, z, context, begin, end))
-    for name, changes in (
-        ("linear path alone", {"steps": 0}),
-        ("backbone alone", {"linear": False, **train}),
-        ("both", train),
-    ):
-        # By the protocol the weights never see the validation rows.
-        settings = TrainConfig(**{"validation": VALIDATION, "refit": False, **changes})
-        forecaster = TitansForecaster(
-            horizon=HORIZON,
-            context_length=context,
-            season_length=24,
-            train=settings,
-            point="median" if settings.steps else "mean",  # on the validation rows the median has both errors lower
-            random_state=seed,
-        )
-        cpu = timed(forecaster)
-        add(name, "on" if settings.steps else "-", "window", cpu, score_windows(forecaster, z, context, begin, end))
-        if not stream or not settings.steps:
-            continue
-        frozen = copy.deepcopy(forecaster).set_params(adapt=False)
-        add(name, "on", "updating", cpu, score_stream(forecaster, z, begin, end))
-        add(name, "on", "frozen", cpu, score_stream(frozen, z, begin, end))
-        add(name, "zeroed", "frozen", cpu, score_stream(frozen, z, begin, end, silence))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    split = split_set(name, folder, part=part)
+    season, longest = describe(name).season_length, max(HORIZONS)
+    cost = Cost()
+    say, length = FIT[model](split, season, context, longest, seed)
+    fitted = cost.cpu_s()
+    scores = score_windows(say, split, length, HORIZONS)
     return {
-        "dataset": "etth1",
-        "part": part,
-        "horizon": HORIZON,
-        "context": context,
+        "set": name,
+        "model": model,
+        "context": "free" if context is None else context,
+        "context_length": length,
         "seed": seed,
+        "part": part,
         "commit": commit(),
-        "peak_rss_mb": round(peak),
-        "rows": rows,
+        "series": split.values.shape[1],
+        "windows": {str(h): len(split.values) - split.begin - h + 1 for h in HORIZONS},
+        "scores": {str(h): score.result() for h, score in scores.items()},
+        "fit_cpu_s": fitted,
+        "score_cpu_s": round(cost.cpu_s() - fitted, 1),
+        "peak_rss_mb": cost.peak_rss_mb(),
     }
 
 
-def commit() -> str | None:
-    """The commit of the checkout that this runs from, None outside of one."""
-    folder = Path(__file__).parent
-    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
-    return asked.stdout.strip() or None
+def run_ltsf_sets(
+    sets: tuple[str, ...],
+    models: tuple[str, ...],
+    contexts: tuple[int | None, ...],
+    seeds: tuple[int, ...],
+    out: Path,
+    *,
+    folder: str | None = None,
+    part: str = "test",
+) -> list[dict[str, Any]]:
+    """Every run in a JSON file of its own; what is there already is read, not run again.
+
+    Ridge has nothing random and runs once a context, seasonal naive once a set.
+    """
+    results = []
+    for name in sets:
+        for model in models:
+            for context in contexts[:1] if model == "SeasonalNaive" else contexts:
+                for seed in seeds[:1] if model in ("Ridge", "SeasonalNaive") else seeds:
+                    shown = "season" if model == "SeasonalNaive" else "free" if context is None else context
+                    path = out / f"ltsf-{name}-{shown}-{model}-{part}-{seed}.json"
+                    run = partial(run_ltsf, name, model, context, folder=folder, seed=seed, part=part)
+                    results.append(kept(path, run))
+    return results
 
 
-def write_json(result: dict[str, Any], path: Path) -> None:
-    """One run as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def ltsf_table(result: dict[str, Any]) -> pd.DataFrame:
-    """The rows of a run as a frame."""
-    return pd.DataFrame(result["rows"]).set_index("model")
+def ltsf_table(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """MSE and MAE of every set, context and model (rows) at every horizon, means over the seeds."""
+    rows = [
+        {"set": run["set"], "context": str(run["context"]), "model": run["model"], "horizon": int(horizon), **score}
+        for run in results
+        for horizon, score in run["scores"].items()
+    ]
+    return pd.DataFrame(rows).pivot_table(
+        index=["set", "context", "model"], columns="horizon", values=["mse", "mae"], sort=False
+    )

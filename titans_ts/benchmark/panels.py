@@ -6,9 +6,8 @@ environment of its own, by the same command, and their numbers come together in 
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ..data import describe, load
 from ..forecasting.baselines import Ridge, SeasonalNaive
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import evaluate
+from .runs import Cost, commit, kept
 
 SETS = (
     *(f"{source}_{step}" for source in ("m1", "m3", "tourism") for step in ("yearly", "quarterly", "monthly")),
@@ -78,12 +78,12 @@ def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0
     card = describe(name)
     train, test = split_panel(name, folder, seed=seed)
     horizon, season = int(card.horizon or 1), card.season_length
-    began = time.process_time()
+    cost = Cost()
     if model in OURS:
         said = forecast_ours(model, train, horizon, season, card.freq, seed)
     else:
         said = forecast_peer(model, train, horizon, season, card.freq)
-    cpu = time.process_time() - began
+    cpu, peak = cost.cpu_s(), cost.peak_rss_mb()
     scored = test.merge(said, on=["unique_id", "ds"], how="left", validate="one_to_one")
     lacking = scored[model].isna().sum()
     if lacking:
@@ -98,8 +98,10 @@ def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0
         "mase": round(float(row["mase"]), 4),
         "crps": round(float(row["crps"]), 5),
         "coverage-80": round(float(row["coverage-80"]), 4),
-        "cpu_s": round(cpu, 1),
+        "cpu_s": cpu,
+        "peak_rss_mb": peak,
         "seed": seed,
+        "commit": commit(),
     }
 
 
@@ -107,14 +109,11 @@ def run_panels(
     sets: tuple[str, ...], models: tuple[str, ...], out: Path, *, folder: str | None = None, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Every model on every set, each in a JSON file of its own; what is there already is read, not run again."""
-    out.mkdir(parents=True, exist_ok=True)
     results = []
     for name in sets:
         for model in models:
-            path = out / f"panels-{name}-{model}-{seed}.json"
-            if not path.exists():
-                path.write_text(json.dumps(run_panel(name, model, folder=folder, seed=seed), indent=2) + "\n")
-            results.append(json.loads(path.read_text()))
+            run = partial(run_panel, name, model, folder=folder, seed=seed)
+            results.append(kept(out / f"panels-{name}-{model}-{seed}.json", run))
     return results
 
 

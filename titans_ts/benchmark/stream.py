@@ -25,7 +25,7 @@ from ..forecasting.panel import Float, Int
 from ..forecasting.streaming import StreamingForecaster
 from ..forecasting.training import TrainConfig
 from ..models.config import BackboneConfig
-from .ltsf import commit
+from .runs import commit
 
 HORIZON, SEASON, STEPS = 24, 24, 600
 SINGLE, SINGLE_TORCH, WARM = 4000, 80, 16  # observations measured, and before that unmeasured

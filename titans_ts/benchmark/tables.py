@@ -9,8 +9,12 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
+from . import ablation as parts_of
+from . import gift as gift_eval
+from . import ltsf as long_horizon
 from .panels import OURS, PEERS, SETS
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -105,6 +109,128 @@ def panels(folder: Path) -> str:
     return markdown(["set", *models], [*rows, ["mean", *means]])
 
 
+# Means over the four horizons, MSE / MAE, as the authors of Titans print them: Behrouz, Zhong and Mirrokni, "Titans:
+# Learning to Memorize at Test Time" (arXiv 2501.00663), table 3.
+PUBLISHED = {
+    "Titans (LMM)": "0.420 / 0.421, 0.336 / 0.382, 0.358 / 0.387, 0.261 / 0.309, 0.231 / 0.265",
+    "SiMBA": "0.441 / 0.432, 0.361 / 0.391, 0.383 / 0.396, 0.271 / 0.327, 0.255 / 0.280",
+    "iTransformer": "0.454 / 0.447, 0.383 / 0.407, 0.407 / 0.410, 0.288 / 0.332, 0.258 / 0.278",
+    "RLinear": "0.446 / 0.434, 0.374 / 0.398, 0.414 / 0.407, 0.286 / 0.327, 0.272 / 0.291",
+    "PatchTST": "0.469 / 0.454, 0.387 / 0.407, 0.387 / 0.400, 0.281 / 0.326, 0.259 / 0.281",
+    "DLinear": "0.456 / 0.452, 0.559 / 0.515, 0.403 / 0.407, 0.350 / 0.401, 0.265 / 0.317",
+}
+
+
+def spread(values: list[float]) -> str:
+    """The mean over the seeds, and the standard deviation where there are several.
+
+    >>> spread([0.5]), spread([0.5, 0.6])
+    ('0.5000', '0.5500 ± 0.0707')
+    """
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def ltsf(folder: Path) -> str:
+    """The long-horizon sets: MSE / MAE at every horizon, means with their spread over the seeds, costs, and the means
+    beside those that were published."""
+    found: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
+    for run in read_runs(folder / "ltsf", "ltsf-*-test-*.json"):
+        context = "" if run["model"] == "SeasonalNaive" else f", {run['context']}"
+        found.setdefault((run["model"], context), {}).setdefault(run["set"], []).append(run)
+    order = (*long_horizon.OURS, *long_horizon.PEERS)
+    columns = sorted(found, key=lambda each: (each[1] == ", free", order.index(each[0])))
+    horizons = [str(horizon) for horizon in long_horizon.HORIZONS]
+
+    def cell(runs: list[dict[str, Any]], over: list[str], say: Callable[[list[float]], str]) -> str:
+        if not runs:
+            return ""
+        return " / ".join(
+            say([mean(run["scores"][h][measure] for h in over) for run in runs]) for measure in ("mse", "mae")
+        )
+
+    rows = []
+    for name in long_horizon.SETS:
+        each = [found[column].get(name, []) for column in columns]
+        rows += [[name, h, *(cell(runs, [h], lambda values: f"{mean(values):.4f}") for runs in each)] for h in horizons]
+        rows.append([name, "mean", *(cell(runs, horizons, spread) for runs in each)])
+    for title, measure, most in (
+        ("fit", "fit_cpu_s", mean),
+        ("scoring", "score_cpu_s", mean),
+        ("MB", "peak_rss_mb", max),
+    ):
+        costs = [[run[measure] for runs in found[column].values() for run in runs] for column in columns]
+        rows.append([{"MB": "peak, MB"}.get(title, f"{title}, CPU s"), "", *(f"{most(cost):,.0f}" for cost in costs)])
+    own = [(model, context) for model, context in columns if context == ", 96"]
+    beside = []
+    for place, name in enumerate(long_horizon.SETS):
+        published = [line.split(", ")[place] for line in PUBLISHED.values()]
+        beside.append([name, *(cell(found[column].get(name, []), horizons, spread) for column in own), *published])
+    head = ["set", *(f"**{model} here**" for model, _ in own), *PUBLISHED]
+    return markdown(["set", "horizon", *map("".join, columns)], rows) + "\n\n" + markdown(head, beside)
+
+
+def gift(folder: Path) -> str:
+    """GIFT-Eval's configurations: MASE / CRPS / coverage of the 80 % interval, means over the seeds; and geometric
+    means of the ratios to its seasonal naive, beside those of its leaderboard."""
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in read_runs(folder / "gift", "gift-*-test-*.json"):
+        found.setdefault(run["model"], {}).setdefault(run["configuration"], []).append(run)
+    models = [model for model in gift_eval.OURS if model in found]
+    published = read_runs(folder / "gift", "gift-published.json")
+    naive = published[0]["seasonal_naive"] if published else {}
+
+    def cell(runs: list[dict[str, Any]]) -> str:
+        if not runs:
+            return ""
+        mase, crps, covered = (mean(run[measure] for run in runs) for measure in ("mase", "crps", "coverage-80"))
+        return f"{mase:.3f} / {crps:.4f} / {covered:.0%}"
+
+    rows = []
+    for name in gift_eval.CONFIGURATIONS:
+        theirs = naive.get(name)
+        shown = f"{theirs['mase']:.3f} / {theirs['crps']:.4f}" if theirs else ""
+        rows.append([name, *(cell(found[model].get(name, [])) for model in models), shown])
+    for title, measure, most in (("fit, CPU s", "fit_cpu_s", mean), ("peak, MB", "peak_rss_mb", max)):
+        costs = [[run[measure] for runs in found[model].values() for run in runs] for model in models]
+        rows.append([title, *(f"{most(cost):,.0f}" for cost in costs), ""])
+    table = markdown(["configuration", *models, "seasonal naive, published"], rows)
+    means: list[tuple[str, float, float]] = []
+    for each in published:
+        means += [(model, ratios["mase"], ratios["crps"]) for model, ratios in each["geometric_means"].items()]
+    for model in models if published else ():
+        runs = [run for each in found[model].values() for run in each]
+        seeds = sorted({run["seed"] for run in runs})
+        every = [gift_eval.geometric_means([run for run in runs if run["seed"] == seed], naive) for seed in seeds]
+        whole = [ratios for ratios in every if ratios]
+        if whole:
+            mase, crps = (mean(ratios[measure] for ratios in whole) for measure in ("mase", "crps"))
+            means.append((f"**{model}**", mase, crps))
+    lines = [[model, f"{mase:.3f}", f"{crps:.3f}"] for model, mase, crps in sorted(means, key=lambda each: each[1])]
+    return table + "\n\n" + markdown(["model", "MASE relative", "CRPS relative"], lines)
+
+
+def ablation(folder: Path) -> str:
+    """What each part of the memory brings: MASE of the default, and of every variation relative to the default of the
+    same seed, mean and spread over the seeds, and the time of its fits."""
+    found = {
+        (run["path"], run["variation"], run["set"], run["seed"]): run
+        for run in read_runs(folder / "ablation", "ablation-*.json")
+    }
+    seeds = sorted({seed for *_, seed in found})
+    rows = []
+    for path in parts_of.PATHS:
+        for variation in parts_of.VARIATIONS:
+            row = [path, variation]
+            for name in parts_of.SETS:
+                pairs = [(found.get((path, variation, name, s)), found.get((path, "default", name, s))) for s in seeds]
+                both = [(one["mase"], other["mase"]) for one, other in pairs if one and other]
+                first = variation == "default"
+                row.append(spread([one if first else one / other for one, other in both]) if both else "")
+            cost = [run["fit_cpu_s"] for (p, v, *_), run in found.items() if (p, v) == (path, variation)]
+            rows.append([*row, f"{mean(cost):.0f}" if cost else ""])
+    return markdown(["forecaster", "variation", *parts_of.SETS, "fit, CPU s"], rows)
+
+
 def memory(folder: Path) -> str:
     """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
     head = ["case", "same function"]
@@ -122,6 +248,9 @@ def memory(folder: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
+    "ltsf": ltsf,
+    "gift": gift,
+    "ablation": ablation,
     "recall": recall,
     "panels": panels,
     "memory": memory,

@@ -83,7 +83,7 @@ class StreamingForecaster:
             forecaster.calibration_,
             held.fading,
             forecaster.levels_,
-            adapt=forecaster.adapt,
+            adapt=forecaster.adapt and model.config.backbone.writes,
             point=forecaster.point,
         )
 

@@ -18,6 +18,8 @@ class BackboneConfig:
     variant: how memory and attention are joined: "lmm" memory alone, "mac" memory as context, "mag" memory as gate,
         "mal" memory as layer (sections 3 and 4 of the paper).
     memory: the neural memory of every block; its `persistent` tokens also stand in front of the attention.
+    writes: whether the memories learn from the tokens at all; off, in training as afterwards, they are read as they
+        began (for experiments).
     heads: attention heads ("mac", "mag", "mal").
     window: tokens that sliding-window attention sees ("mag", "mal").
     segment: tokens of one attention segment ("mac").
@@ -34,6 +36,7 @@ class BackboneConfig:
     depth: int = 2
     variant: Variant = "lmm"
     memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(dim=64, heads=2, depth=1, persistent=4))
+    writes: bool = True
     heads: int = 4
     window: int = 32
     segment: int = 16

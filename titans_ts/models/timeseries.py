@@ -166,7 +166,7 @@ class TimeSeriesModel(nn.Module):
         patches = windows[..., -patch:]
         observed = ~patches.isnan()
         tokens = self.embed(self.features(patches, levels, scales))
-        written = observed.any(-1) & adapt
+        written = observed.any(-1) & (adapt and self.config.backbone.writes)
         outputs, backbone = self.backbone(tokens, state.backbone, written, counts)
         encoded = Encoded(outputs, levels, scales, counts)
         keep = self.config.num_tokens

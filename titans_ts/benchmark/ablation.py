@@ -1,0 +1,114 @@
+"""What each part of the memory brings: the default, and one part changed at a time, on four sets.
+
+Every set ends before its test part: ETTh1 and Weather before the test rows of the long-horizon protocol, M4 hourly (a
+sample of 100 series) and monthly tourism before the last horizon. The windows at that end are forecast as in `gift`:
+one fit on everything before them, then window after window with `update` between. The backbone forecasts alone, or
+corrects the linear path ("both"), where the weight that validation confirms decides how much of it is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..data import describe, load
+from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.training import TrainConfig
+from ..models.config import BackboneConfig
+from . import ltsf
+from .gift import LEVELS, Task, walk
+from .runs import commit, kept
+
+SETS = ("etth1", "weather", "m4_hourly", "tourism_monthly")
+PATHS = ("backbone alone", "both")
+HORIZON, WINDOWS = 96, 20  # of ETTh1 and Weather
+SAMPLE = 100  # series of M4 hourly
+
+DEFAULT = BackboneConfig()
+# what is changed; every other field is the default's
+VARIATIONS: dict[str, BackboneConfig] = {
+    "default": DEFAULT,
+    **{variant: replace(DEFAULT, variant=variant) for variant in ("mac", "mag", "mal")},
+    "memory off": replace(DEFAULT, writes=False),
+    "momentum off": replace(DEFAULT, memory=replace(DEFAULT.memory, momentum=False)),
+    "forgetting off": replace(DEFAULT, memory=replace(DEFAULT.memory, forgetting=False)),
+    **{f"memory depth {depth}": replace(DEFAULT, memory=replace(DEFAULT.memory, depth=depth)) for depth in (2, 3)},
+}
+
+
+def make_task(name: str, folder: str | None = None) -> Task:
+    """A set without its test part."""
+    if name not in SETS:
+        raise ValueError(f"set {name!r} is not one of {', '.join(SETS)}.")
+    card = describe(name)
+    if name in ltsf.SETS:
+        series = [*ltsf.split_set(name, folder, part="validation").values.T]
+        return Task(series, card.freq, card.season_length, HORIZON, WINDOWS)
+    y, horizon = load(name, folder), int(card.horizon or 1)
+    series = [each.to_numpy(dtype=np.float64)[:-horizon] for _, each in y.groupby("unique_id", sort=False)["y"]]
+    if len(series) > SAMPLE and name == "m4_hourly":
+        series = [series[i] for i in np.random.default_rng(0).choice(len(series), SAMPLE, replace=False)]
+    return Task(series, card.freq, card.season_length, horizon, 1)
+
+
+def run_ablation(
+    name: str, variation: str, path: str, *, folder: str | None = None, seed: int = 0, steps: int | None = None
+) -> dict[str, Any]:
+    """One variation on one set; `steps=None` trains as long as the forecaster does by default."""
+    torch.set_num_threads(1)
+    task = make_task(name, folder)
+    train = TrainConfig(linear=path == "both", steps=TrainConfig().steps if steps is None else steps)
+    forecaster = TitansForecaster(
+        task.horizon,
+        task.freq,
+        task.season,
+        quantiles=LEVELS,
+        point="median",
+        model=VARIATIONS[variation],
+        train=train,
+        random_state=seed,
+    )
+    scores = walk(forecaster, task)
+    return {
+        "set": name,
+        "variation": variation,
+        "path": path,
+        "seed": seed,
+        "steps": train.steps,
+        "commit": commit(),
+        "correction": forecaster.correction_,
+        **scores,
+    }
+
+
+def run_ablations(
+    names: tuple[str, ...],
+    variations: tuple[str, ...],
+    paths: tuple[str, ...],
+    seeds: tuple[int, ...],
+    out: Path,
+    *,
+    folder: str | None = None,
+    steps: int | None = None,
+) -> list[dict[str, Any]]:
+    """Every run in a JSON file of its own; what is there already is read, not run again."""
+    results = []
+    for name in names:
+        for variation in variations:
+            for path in paths:
+                for seed in seeds:
+                    file = f"ablation-{name}-{variation}-{path}-{seed}.json".replace(" ", "_")
+                    run = partial(run_ablation, name, variation, path, folder=folder, seed=seed, steps=steps)
+                    results.append(kept(out / file, run))
+    return results
+
+
+def ablation_table(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """MASE of every variation (rows) on every set and path, means over the seeds."""
+    return pd.DataFrame(results).pivot_table(index="variation", columns=["path", "set"], values="mase", sort=False)

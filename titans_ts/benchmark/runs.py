@@ -1,0 +1,105 @@
+"""What every benchmark needs: errors gathered piece by piece, the cost of a run, and runs that are kept as JSON."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..forecasting.clock import CountClock
+from ..forecasting.panel import Float, Panel
+
+PEAK = Path("/proc/self/clear_refs")  # where the high-water mark of the memory begins anew
+
+
+class Score:
+    """Mean squared and absolute error, gathered piece by piece.
+
+    >>> score = Score()
+    >>> score.add(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    >>> score.result()
+    {'mse': 2.0, 'mae': 1.0}
+    """
+
+    def __init__(self) -> None:
+        self.squared = self.absolute = 0.0
+        self.count = 0
+
+    def add(self, forecast: Float, truth: Float) -> None:
+        """Count forecasts against what came."""
+        error = forecast - truth
+        self.squared += float(np.vdot(error, error))
+        self.absolute += float(np.abs(error).sum())
+        self.count += error.size
+
+    def result(self) -> dict[str, float]:
+        """MSE and MAE, rounded to four digits as in the literature."""
+        return {"mse": round(self.squared / self.count, 4), "mae": round(self.absolute / self.count, 4)}
+
+
+class Cost:
+    """CPU seconds of this process, and its peak memory, since the beginning of the count.
+
+    Memory that earlier runs of the process have not given back counts too. Where the system does not let the peak begin
+    anew (Linux does), it is that of the whole process.
+    """
+
+    def __init__(self) -> None:
+        self.resets = PEAK.exists()
+        if self.resets:
+            PEAK.write_text("5")
+        self.began = time.process_time()
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all threads, to a tenth."""
+        return round(time.process_time() - self.began, 1)
+
+    def peak_rss_mb(self) -> int:
+        """The most memory held at any moment, in MiB."""
+        if not self.resets:
+            return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)  # bytes, where there is no /proc
+        lines = PEAK.with_name("status").read_text().splitlines()
+        return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
+
+
+def panel_of(rows: Float, ids: tuple[int, ...] | None = None) -> Panel:
+    """The rows of an array [N, T] as series without timestamps; ids are their numbers unless given, and may repeat.
+
+    >>> panel_of(np.zeros((2, 5))).lengths.tolist()
+    [5, 5]
+    """
+    count, length = rows.shape
+    offsets, ends = length * np.arange(count + 1), np.full(count, length - 1)
+    ids = tuple(range(count)) if ids is None else ids
+    return Panel(np.ascontiguousarray(rows).ravel(), offsets, ids, ends, np.zeros_like(ends), CountClock(timed=False))
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this runs from, None outside of one."""
+    folder = Path(__file__).parent
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
+    return asked.stdout.strip() or None
+
+
+def write_json(result: dict[str, Any], path: Path) -> None:
+    """One run as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The run that stands in the file; where there is none it is made, and written there. Progress goes to stderr."""
+    if not path.exists():
+        print(f"{path.stem} ...", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        write_json(run(), path)
+        print(f"{path.stem}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result
