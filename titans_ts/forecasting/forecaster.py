@@ -26,7 +26,7 @@ from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel
 from .base import Known, PanelForecaster
-from .baselines import DECILES, check_levels, residual_quantiles, usual_context, validation_ends
+from .baselines import DECILES, PAST, check_levels, residual_quantiles, usual_context, validation_ends
 from .checkpoint import (
     clock_from_json,
     clock_to_json,
@@ -37,6 +37,7 @@ from .checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from .copula import validation_scores
 from .forecast import Forecast, quantiles_at
 from .inference import advance, prefill, state_from_tensors, state_tensors
 from .linear import LinearPath, apply_linear, context_scale, fit_linear, series_scales
@@ -89,12 +90,13 @@ class TitansForecaster(PanelForecaster):
         ("pad", "skip", "raise").
     id_col, time_col, target_col: names in long frames.
     random_state: seed of everything random. device: "auto", "cpu" or "cuda".
-    verbose: 1 prints the progress of `fit` to stderr.
+    verbose: 1 prints the progress of `fit` and `backtest` to stderr.
 
     Attributes
     ----------
     model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1, and
         spread_: the factor on the width of its quantiles, both as validation confirms them.
+    scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -225,17 +227,18 @@ class TitansForecaster(PanelForecaster):
         if not fitted.trained:
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
-        if settings.refit:
-            whole = linear_fit(
-                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
-            )
-            path = replace(whole, losses=path.losses)
-        # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.residuals_, self.correction_, self.history_ = residuals, fitted.weight, fitted.history
         self.spread_ = fitted.spread
         self.context_length_, self.patch_length_ = context, patch
+        # Measured before the linear path learns the validation rows too.
+        self.scores_ = validation_scores(self, panel, ends, PAST * context)
+        if settings.refit and settings.linear:
+            whole = linear_fit(
+                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
+            )
+            self.linear_ = replace(whole, losses=path.losses)
 
     def _start(self, panel: Panel) -> PanelState:
         maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
@@ -275,6 +278,10 @@ class TitansForecaster(PanelForecaster):
             return forecast._replace(point=quantiles_at(forecast, [0.5])[..., 0])
         return forecast
 
+    def _recent(self, state: PanelState, rows: Int) -> Float:
+        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.maps.device)].cpu().numpy()
+        return recent
+
     # Saving
 
     def save(self, path: str | Path) -> None:
@@ -311,6 +318,7 @@ class TitansForecaster(PanelForecaster):
             "maps": known.state.maps,
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
+            "scores": torch.from_numpy(self.scores_),
         }
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
@@ -338,6 +346,7 @@ class TitansForecaster(PanelForecaster):
             forecaster.linear_ = _linear_from_json(config["linear"], tensors["linear"].numpy())
         forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
         forecaster.correction_, forecaster.spread_ = config["correction"], config["spread"]
+        forecaster.scores_ = tensors["scores"].numpy()
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
         forecaster.levels_ = model.config.quantiles
         forecaster.context_length_, forecaster.patch_length_ = model.config.context, model.config.patch
