@@ -59,7 +59,7 @@ def draw(
             axis.xaxis.set_major_locator(locator)
             axis.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))  # type: ignore[no-untyped-call, unused-ignore]
         axis.set(title=str(ids[row]), xlabel=time_label, ylabel=value_label)
-        axis.legend(loc="best", frameon=False)
+        axis.legend(loc="best")
     return axes[0].figure
 
 
