@@ -70,19 +70,20 @@ def roll(
     It learns at the first origin and then at every `every`-th (0: never again); at the others it takes in the new rows.
     """
     origins, horizon = windows.origins(panel), windows.horizon
-    said = []
+    every_series, said = np.arange(len(panel)), []
     for window in range(windows.count):
         seen = origins[:, window]
         learns = window == 0 or (every > 0 and window % every == 0)
         if learns:
             work._fit(panel.head(seen), layout, {})
         else:
-            work.update(panel.head(seen).drop_head(origins[:, window - 1]))
-        said.append(work._forecast(work._known.state, np.arange(len(panel))))
+            before = origins[:, window - 1]
+            work.update(panel.stretches(every_series, before, seen - before))
+        said.append(work._forecast(work._known.state, every_series))
         if verbose:
             did = "learnt from" if learns else "updated to"
             print(f"window {window + 1}/{windows.count}: {did} {int(seen.sum())} rows", file=sys.stderr)
-    rows = np.repeat(np.arange(len(panel)), windows.count)
+    rows = np.repeat(every_series, windows.count)
     truths = panel.stretches(rows, origins.ravel(), np.full(len(rows), horizon)).values.reshape(-1, horizon)
     point, quantiles = (
         np.stack(parts, axis=1).reshape(len(rows), horizon, *parts[0].shape[2:])
