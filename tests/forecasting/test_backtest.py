@@ -1,7 +1,6 @@
 """`backtest`: the same numbers as a loop by hand, and never a row of the future."""
 
 import pickle
-from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -206,10 +205,8 @@ def test_time_zones_and_periods_reach_the_cutoff():
     assert naive.backtest(frame, 1)["cutoff"].tolist() == [quarters[-3]] * 2
 
 
-@pytest.mark.skipif(find_spec("polars") is None, reason="polars is not installed")
 def test_a_polars_frame_comes_back_as_one():
-    import polars
-
+    polars = pytest.importorskip("polars")
     frame = polars.DataFrame({name: FRAME[name].to_numpy() for name in FRAME})
     got = SeasonalNaive(horizon=2, season_length=7, **NAMES).backtest(frame, 2, level=80)
     assert isinstance(got, polars.DataFrame)
