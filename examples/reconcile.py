@@ -114,6 +114,6 @@ if __name__ == "__main__":
         trips = load("aus_tourism")
     except FileNotFoundError as error:
         sys.exit(str(error))
-    # few rows: before the tested ones, training the backbone too takes a minute and gains nothing (RESULTS.md)
+    # few rows: before the tested ones, training the backbone too takes minutes, and MinT gains nothing (RESULTS.md)
     titans = TitansForecaster(horizon=8, train=TrainConfig(steps=0), random_state=0)
     print(reconcile(trips, titans, season_length=4).round(3).to_string())
