@@ -20,7 +20,11 @@ def test_a_block_of_the_readme_runs(block, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+# reconcile.py needs a data set that is not shipped: tests/examples/test_reconcile.py runs it without
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "reconcile"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs_and_prints(example, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(example), run_name="__main__")

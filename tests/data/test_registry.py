@@ -115,6 +115,20 @@ def test_a_larger_set_is_what_its_card_says(name):
     assert steps.mode().tolist() == [pd.Timedelta(pd.tseries.frequencies.to_offset(card.freq))]
 
 
+@pytest.mark.skipif(registry.ENVIRONMENT_VARIABLE not in os.environ, reason="no folder of larger sets is named")
+def test_the_australian_trips_are_a_whole_hierarchy():
+    card = data.describe("aus_tourism")
+    if registry._find(card, registry._folders(None)) is None:
+        pytest.skip(f"{card.file} is not in the named folder")
+    frame = data.load("aus_tourism")
+    assert (len(frame), frame["unique_id"].nunique()) == (card.rows, card.series)
+    assert not frame.isna().any(axis=None)
+    names = frame["unique_id"].str.split("/", expand=True)
+    assert names.nunique().tolist() == [8, 76, 4]
+    quarters = pd.date_range("1998-01-01", "2017-10-01", freq=card.freq)
+    assert frame.groupby("unique_id")["ds"].agg(list).map(lambda own: own == quarters.tolist()).all()
+
+
 def test_a_wide_file_becomes_a_long_frame_series_by_series(places, know):
     (places["shipped"] / "toy.csv").write_bytes(CONTENT)
     frame = data.load("toy")
@@ -170,6 +184,18 @@ def test_columns_without_time_stamps_begin_where_the_card_says(places, know):
     np.testing.assert_array_equal(frame["y"], [1, 2, np.nan, 5])
 
 
+def test_a_series_named_by_several_columns_has_them_joined(places, know):
+    content = b"quarter,state,kind,trips\n1998-01,ACT,Other,1.5\n1998-04,ACT,Other,2\n1998-01,NSW,Other,3\n"
+    card = {"layout": "keys", "keys": ["state", "kind"], "time_column": "quarter", "value_column": "trips"}
+    know(dataclasses.replace(TOY, freq="QS", sha256=hashlib.sha256(content).hexdigest(), **card))
+    (places["shipped"] / TOY.file).write_bytes(content)
+    frame = data.load("toy")
+    assert list(frame) == ["unique_id", "ds", "y"]
+    assert frame["unique_id"].tolist() == ["ACT/Other", "ACT/Other", "NSW/Other"]
+    assert frame["ds"].tolist() == [pd.Timestamp("1998-01-01"), pd.Timestamp("1998-04-01"), pd.Timestamp("1998-01-01")]
+    np.testing.assert_array_equal(frame["y"], [1.5, 2, 3])
+
+
 # ---- cards
 
 
@@ -179,7 +205,7 @@ def test_names_are_sorted_and_every_one_has_a_card():
         card = data.describe(name)
         assert card.name == name
         assert len(bytes.fromhex(card.sha256)) == 32
-        assert card.layout in ("long", "wide", "tsf", "columns")
+        assert card.layout in ("long", "wide", "tsf", "columns", "keys")
         assert card.title
         assert card.licence
         assert card.source
@@ -188,7 +214,7 @@ def test_names_are_sorted_and_every_one_has_a_card():
 
 @pytest.mark.parametrize("look_up", [data.load, data.describe])
 def test_an_unknown_name_is_answered_with_the_known_ones(look_up):
-    with pytest.raises(ValueError, match=r"no data set 'ett'; known are car_parts, co2, elnino, etth1"):
+    with pytest.raises(ValueError, match=r"no data set 'ett'; known are aus_tourism, car_parts, co2, elnino"):
         look_up("ett")
 
 

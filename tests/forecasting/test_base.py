@@ -342,8 +342,8 @@ def test_grid_search_runs_on_a_long_frame():
     assert search.cv_results_["split0_test_score"][0] == pytest.approx(forecaster.score(long_frame().iloc[last]))
 
 
-def test_five_hooks_and_a_constructor_are_all_a_subclass_owes():
-    hooks = {"_learn", "_start", "_advance", "_append", "_forecast"}
+def test_six_hooks_and_a_constructor_are_all_a_subclass_owes():
+    hooks = {"_learn", "_start", "_advance", "_append", "_forecast", "_recent"}
     for kind in (SeasonalNaive, Ridge):
         overridden = {name for name in vars(kind) if name in vars(PanelForecaster) and name[0] == "_" != name[1]}
         assert overridden == hooks

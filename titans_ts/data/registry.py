@@ -12,7 +12,7 @@ import logging
 import os
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -38,7 +38,7 @@ class Card:
     title: str
     file: str
     sha256: str
-    layout: Literal["long", "wide", "tsf", "columns"]
+    layout: Literal["long", "wide", "tsf", "columns", "keys"]
     freq: str
     season_length: int
     series: int
@@ -52,13 +52,15 @@ class Card:
     horizon: int | None = None
     start: str | None = None
     rename: Mapping[str, str] = field(default_factory=dict)
+    keys: Sequence[str] = ()
+    value_column: str = "y"
 
 
 def names() -> list[str]:
     """The names that `load` knows, in alphabetical order.
 
     >>> names()[:4]
-    ['car_parts', 'co2', 'elnino', 'etth1']
+    ['aus_tourism', 'car_parts', 'co2', 'elnino']
     """
     return sorted(_cards())
 
@@ -93,7 +95,8 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> pd.DataFram
     content = _checked(card, path)
     if card.layout == "long":
         return _read_long(content)
-    return {"wide": _read_wide, "tsf": _read_tsf, "columns": _read_columns}[card.layout](content, card)
+    readers = {"wide": _read_wide, "tsf": _read_tsf, "columns": _read_columns, "keys": _read_keys}
+    return readers[card.layout](content, card)
 
 
 @cache
@@ -220,3 +223,13 @@ def _read_columns(content: bytes, card: Card) -> pd.DataFrame:
     wide.index = pd.date_range(card.start, periods=len(wide), freq=card.freq, name="ds")
     long = wide.melt(var_name="unique_id", value_name="y", ignore_index=False).reset_index()
     return long[["unique_id", "ds", "y"]]
+
+
+def _read_keys(content: bytes, card: Card) -> pd.DataFrame:
+    """Long, but a series is named by several columns: their values with "/" between them."""
+    frame = pd.read_csv(io.BytesIO(content), parse_dates=[card.time_column], dtype=dict.fromkeys(card.keys, "str"))
+    first, *others = (frame[key] for key in card.keys)
+    ids = first.str.cat(others, sep="/")
+    return pd.DataFrame(
+        {"unique_id": ids, "ds": frame[card.time_column], "y": frame[card.value_column].astype("float64")}
+    )

@@ -1,15 +1,16 @@
 """What every forecaster shares: frames in, frames out, and the rules in between. A subclass brings only the numbers.
 
-A subclass stores its constructor parameters (those annotated on `PanelForecaster`, and its own) and has five hooks. All
+A subclass stores its constructor parameters (those annotated on `PanelForecaster`, and its own) and has six hooks. All
 but `_learn` are pure: states go in and come out, row i of a state is series i.
 
 | hook | promise |
 |---|---|
-| `_learn(panel)` | learns what all series share into attributes that end in `_` |
+| `_learn(panel)` | learns what all series share into attributes that end in `_`, `scores_` (`copula.py`) among them |
 | `_start(panel) -> state` | the state after these histories |
 | `_advance(state, rows, new) -> state` | the whole state after `new` came, whose series i is row `rows[i]` |
 | `_append(state, other) -> state` | the rows of `other` after those of `state` |
 | `_forecast(state, rows) -> Forecast` | those rows, over the whole fitted horizon, at the trained quantile levels |
+| `_recent(state, rows) -> values` | the last values `[N, T]` that the state holds of those rows, NaN where unknown |
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from numbers import Integral
 from typing import Any, NoReturn, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
+from .backtest import Windows, roll
 from .clock import Clock, CountClock, season_length
+from .copula import paths
 from .door import read, show
 from .forecast import Forecast, interval_levels, quantiles_at
 from .layout import Layout
 from .metrics import weighted_quantile_loss
 from .panel import DataError, Float, Int, Panel, future_times, shorten
+from .plotting import draw
+
+MOST_PLOTTED = 4  # series that a picture shows where none were named
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +75,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     freq_: str | int
     season_length_: int
     skipped_: dict[Hashable, str]
+    scores_: Float
     _known: Known
     _layout: Layout
 
@@ -89,6 +96,9 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _forecast(self, state: Any, rows: Int) -> Forecast:
         raise NotImplementedError
 
+    def _recent(self, state: Any, rows: Int) -> Float:
+        raise NotImplementedError
+
     # The public surface
 
     def fit(self, y: Any, X: object = None) -> Self:
@@ -98,16 +108,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         iterable of GluonTS entries.
         """
         _whole(self.horizon, "horizon")
-        before = self.__dict__.copy()
-        try:
-            panel, layout, skipped = self._read(y)
-            self._prepare(panel, layout, skipped)
-            self._learn(panel)
-            self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
-        except BaseException:
-            self.__dict__ = before
-            raise
-        return self
+        return self._fit(*self._read(y))
 
     def predict(
         self,
@@ -130,11 +131,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             raise ValueError(
                 "future= came, but no covariates are configured: leave it out, or fit with known_covariates="
             )
-        if y is None:
-            known, layout = self._known, self._layout
-        else:
-            panel, layout, _ = self._read(y, clock=self._known.clock)
-            known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
+        known, layout = self._histories(y)
         rows = _rows_of(known, ids)
         forecast = self._forecast(known.state, rows)
         forecast = Forecast(forecast.point[:, :steps], forecast.quantiles[:, :steps], forecast.levels)
@@ -194,6 +191,131 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             rows, new = rows[more], new.select(more).drop_head(self.horizon)
         return -weighted_quantile_loss(np.concatenate(truths), np.concatenate(forecasts), forecast.levels)
 
+    def backtest(
+        self,
+        y: Any,
+        n_windows: int = 3,
+        step_size: int | None = None,
+        refit: bool | int = False,
+        update: bool = True,
+        level: float | Iterable[float] | None = None,
+        quantiles: Iterable[float] | None = None,
+    ) -> Any:
+        """What this forecaster would have said at the last `n_windows` origins of every series, beside what came.
+
+        The origins are `step_size` (None: the horizon) apart, and the horizon of the last one ends with its series. The
+        frame has the columns of Nixtla's `cross_validation`: id, time, `cutoff` (the last timestamp that the forecast
+        knew), `y`, `<name>`, and those that `level` and `quantiles` add in `predict`; origin by origin inside each
+        series. Frames of other libraries come back in theirs; Series, wide frames and arrays as a long pandas frame. A
+        step without an observation has `y` NaN.
+
+        `refit=False` learns once, on the rows before the first origin; `True` learns anew at each, an integer k at
+        every k-th. In between the rows that came are taken in as `update` does; with `update=False` the memories stand
+        still meanwhile and all else moves on (without a memory that is the same). A copy does the work: this
+        forecaster, fitted or not, stays as it is, and nothing it has learnt is used. `verbose=1` prints a line a window
+        to stderr.
+
+        A series that has no value before the first origin is an error, or is left out with `on_bad="skip"`.
+
+        >>> from titans_ts import SeasonalNaive
+        >>> SeasonalNaive(horizon=1, season_length=2).backtest(np.array([1.0, 2.0, 3.0, 5.0, 4.0]), n_windows=2)
+           unique_id  ds  cutoff    y  SeasonalNaive
+        0          0   3       2  5.0            2.0
+        1          0   4       3  4.0            3.0
+        """
+        _whole(self.horizon, "horizon")
+        windows = Windows(
+            count=_whole(n_windows, "n_windows", "windows"),
+            step=self.horizon if step_size is None else _whole(step_size, "step_size"),
+            horizon=int(self.horizon),
+        )
+        every = int(refit) if isinstance(refit, bool) else _whole(refit, "refit", "windows")
+        panel, layout, _ = self._read(y)
+        panel, work = windows.fitting(panel, skip=getattr(self, "on_bad", "raise") == "skip"), clone(self)
+        if not update and hasattr(work, "adapt"):
+            work.adapt = False
+        truths, forecast = roll(work, panel, layout, windows, every, verbose=getattr(self, "verbose", 0))
+        columns = {self.target_col: truths, **self._columns(forecast, quantiles, level)}
+        cutoffs = (panel.ends[:, None] - panel.lengths[:, None] + windows.origins(panel)).ravel()
+        phases = np.repeat(panel.phases, windows.count)
+        ids = tuple(name for name in panel.ids for _ in range(windows.count))
+        times = future_times(panel.clock, cutoffs, phases, windows.horizon)
+        origins = panel.clock.times(np.repeat(cutoffs, windows.horizon), np.repeat(phases, windows.horizon))
+        return layout.long.write_windows(ids, times, origins, columns)
+
+    def simulate(
+        self,
+        n_paths: int = 100,
+        horizon: int | None = None,
+        y: Any = None,
+        ids: Iterable[Hashable] | None = None,
+        seed: int | None = None,
+    ) -> Any:
+        """Paths that the series might take, whose steps belong together; nothing is changed.
+
+        The frame has the columns of Nixtla's `simulate`: id, time, `sample_id` (0, 1, ...) and `<name>`; path by path
+        inside each series. Frames of other libraries come back in theirs; Series, wide frames and arrays as a long
+        pandas frame.
+
+        At every step the paths have the quantiles of `predict`. How the steps hang together is drawn from the
+        validation windows: `fit` keeps of a few hundred of them where each truth lay among the quantiles of its
+        forecast, and a path takes those places of one window, by rank, from step to step (an empirical copula;
+        `copula.py`). Where the validation rows have less than 20 windows, those of the later half of each series are
+        taken. The series are drawn independently of each other.
+
+        The same `seed` gives a series the same paths, whichever `ids` are asked for and however far they go; None draws
+        new ones each time. `y=` continues these histories instead, as in `predict`.
+
+        >>> from titans_ts import Ridge
+        >>> sample = Ridge(horizon=3).fit(np.sin(np.arange(99.0))).simulate(2, seed=0)
+        >>> list(sample), sample["sample_id"].tolist()
+        (['unique_id', 'ds', 'sample_id', 'Ridge'], [0, 0, 0, 1, 1, 1])
+        """
+        check_is_fitted(self, "_known")
+        count, steps = _whole(n_paths, "n_paths", "paths"), self._steps(horizon)
+        known, layout = self._histories(y)
+        rows = _rows_of(known, ids)
+        values = paths(self._forecast(known.state, rows), self.scores_, rows, count, seed)[..., :steps]
+        names = tuple(known.ids[row] for row in rows for _ in range(count))
+        times = future_times(
+            known.clock, np.repeat(known.ends[rows], count), np.repeat(known.phases[rows], count), steps
+        )
+        sample = np.tile(np.repeat(np.arange(count), steps), len(rows))
+        columns = {"sample_id": sample, type(self).__name__: values.reshape(-1, steps)}
+        return layout.long.write(names, times, columns)
+
+    def plot(
+        self,
+        ids: Iterable[Hashable] | None = None,
+        history: int | None = None,
+        level: float | Iterable[float] | None = (80,),
+        ax: Any = None,
+    ) -> Any:
+        """A picture of the last values and the forecast of each of these series, with its intervals; the figure.
+
+        ids: the series, one below the other; None: the first four. history: how many of the last values to show, at
+        most as many as the state holds (the context; a season for `SeasonalNaive`); None: all of those. level: the
+        intervals in per cent; None: none. ax: a matplotlib `Axes`, or one for each series, to draw into; None: a new
+        figure, which pyplot never hears of.
+        """
+        check_is_fitted(self, "_known")
+        known = self._known
+        rows = np.arange(len(known.ids))[:MOST_PLOTTED] if ids is None else _rows_of(known, ids)
+        recent = self._recent(known.state, rows)
+        if history is not None:
+            recent = recent[:, -_whole(history, "history") :]
+        forecast = self._forecast(known.state, rows)
+        before = future_times(known.clock, known.ends[rows] - recent.shape[1], known.phases[rows], recent.shape[1])
+        after = future_times(known.clock, known.ends[rows], known.phases[rows], self.horizon)
+        return draw(
+            [known.ids[row] for row in rows],
+            (before, recent),
+            (after, forecast),
+            _listed(level),
+            labels=(self.time_col, self.target_col, type(self).__name__),
+            ax=ax,
+        )
+
     @property
     def fitted_ids_(self) -> tuple[Hashable, ...]:
         """The ids of the known series, in the order they came."""
@@ -213,6 +335,24 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         return hasattr(self, "_known")
 
     # Behind it
+
+    def _fit(self, panel: Panel, layout: Layout, skipped: dict[Hashable, str]) -> Self:
+        before = self.__dict__.copy()
+        try:
+            self._prepare(panel, layout, skipped)
+            self._learn(panel)
+            self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
+        except BaseException:
+            self.__dict__ = before
+            raise
+        return self
+
+    def _histories(self, y: Any) -> tuple[Known, Layout]:
+        """The series to forecast: the known ones, or those of `y` with what was learnt."""
+        if y is None:
+            return self._known, self._layout
+        panel, layout, _ = self._read(y, clock=self._known.clock)
+        return Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel)), layout
 
     def _read(
         self, y: Any, clock: Clock | None = None, known: Container[Hashable] = ()
@@ -254,7 +394,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         self, forecast: Forecast, quantiles: Iterable[float] | None, level: float | Iterable[float] | None
     ) -> dict[str, Float]:
         name = type(self).__name__
-        intervals = [] if level is None else sorted([level] if isinstance(level, int | float) else level)
+        intervals = sorted(_listed(level))
         wanted = {f"{name}-lo-{width:g}": interval_levels(width)[0] for width in reversed(intervals)}
         wanted |= {f"{name}-hi-{width:g}": interval_levels(width)[1] for width in intervals}
         wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in quantiles or ()}
@@ -346,7 +486,13 @@ def _rows_of(known: Known, ids: Iterable[Hashable] | None) -> Int:
     return np.array([known.rows[name] for name in wanted], dtype=np.int64)
 
 
-def _whole(value: object, name: str) -> int:
+def _whole(value: object, name: str, what: str = "steps") -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name}={value!r} must be a whole number of steps, 1 or more")
+        raise ValueError(f"{name}={value!r} must be a whole number of {what}, 1 or more")
     return int(value)
+
+
+def _listed(level: float | Iterable[float] | None) -> list[float]:
+    if level is None:
+        return []
+    return [level] if isinstance(level, int | float) else list(level)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from .base import PanelForecaster
+from .copula import validation_scores
 from .forecast import Forecast
 from .linear import (
     PENALTIES,
@@ -33,6 +34,8 @@ State = TypeVar("State", bound=tuple[Any, ...])
 DECILES = tuple(round(0.1 * k, 1) for k in range(1, 10))
 # rows of the residual sample: its quantiles move by less than 0.01 of a level with more
 RESIDUAL_WINDOWS = 20_000
+# contexts (seasons) of past from which the forecasts of the validation windows are made
+PAST = 8
 
 
 class Latest(NamedTuple):
@@ -94,6 +97,8 @@ class SeasonalNaive(PanelForecaster):
 
     def _learn(self, panel: Panel) -> None:
         self.levels_ = check_levels(self.quantiles)
+        ends = validation_ends(panel, 0.2, self.horizon)
+        self.scores_ = validation_scores(self, panel, ends, PAST * max(self.season_length_, self.horizon))
 
     def _start(self, panel: Panel) -> SeasonalState:
         season, step = (nothing_yet(len(panel), length) for length in (self.season_length_, 1))
@@ -124,6 +129,12 @@ class SeasonalNaive(PanelForecaster):
         variance = np.where(usable, by_season[:, None] * seasons, by_step[:, None] * (target - state.step.when[rows]))
         scores = np.array([NormalDist().inv_cdf(level) for level in self.levels_])
         return Forecast(point, point[..., None] + np.sqrt(variance)[..., None] * scores, self.levels_)
+
+    def _recent(self, state: SeasonalState, rows: Int) -> Float:
+        target = state.length[rows, None] - self.season_length_ + np.arange(self.season_length_)
+        phase = target % self.season_length_
+        value, when = state.season.value[rows[:, None], phase], state.season.when[rows[:, None], phase]
+        return np.where(when == target, value, np.nan)
 
 
 def nothing_yet(count: int, season: int) -> Latest:
@@ -224,10 +235,11 @@ class Ridge(PanelForecaster):
         ends = validation_ends(panel, self.validation, self.horizon)
         fit = partial(fit_linear, panel, context, self.horizon, max_windows=self.max_windows, seed=self.random_state)
         path = fit(train_ends=ends, penalties=PENALTIES if self.penalty is None else (self.penalty,))
-        self.residuals_ = residual_quantiles(path, panel, ends, levels)
+        self.levels_, self.context_length_, self.penalty_ = levels, context, path.penalty
+        self.path_, self.residuals_ = path, residual_quantiles(path, panel, ends, levels)
+        self.scores_ = validation_scores(self, panel, ends, PAST * context)
         whole = fit(penalties=(path.penalty,))
         self.path_ = replace(whole, losses=path.losses)
-        self.levels_, self.context_length_, self.penalty_ = levels, context, path.penalty
 
     def _context(self, panel: Panel) -> int:
         if self.context_length is not None:
@@ -267,6 +279,9 @@ class Ridge(PanelForecaster):
         point = np.where(np.isnan(point), state.mean[rows, None], point)
         scale = context_scale(context, np.sqrt(state.squares[rows] / np.maximum(state.seen[rows], 1)))
         return Forecast(point, point[..., None] + scale[:, None, None] * self.residuals_, self.levels_)
+
+    def _recent(self, state: RidgeState, rows: Int) -> Float:
+        return state.context[rows]
 
 
 def usual_context(panel: Panel, season_length: int, horizon: int) -> int:

@@ -47,6 +47,40 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
     return result
 
 
+def scores_of(truth: Float, quantiles: Float, levels: Sequence[float]) -> Float:
+    """The normal scores `[W, H]` of truths `[W, H]` under forecasts `[W, H, Q]`, at most 8 in size.
+
+    The inverse of `quantiles_at` (there is nothing between two quantiles that coincide).
+
+    >>> scores_of(np.array([[0.5]]), np.array([[[-1.2816, 0.0, 1.2816]]]), (0.1, 0.5, 0.9)).round(2)
+    array([[0.5]])
+    """
+    trained = np.array([NormalDist().inv_cdf(level) for level in levels])
+    values = np.sort(quantiles, axis=-1)
+    left = np.clip((values <= truth[..., None]).sum(axis=-1) - 1, 0, len(trained) - 2)
+    low, high = (np.take_along_axis(values, (left + more)[..., None], axis=-1)[..., 0] for more in (0, 1))
+    flat = high <= low
+    share = (truth - low) / np.where(flat, 1.0, high - low)
+    inside = trained[left] + share * (trained[left + 1] - trained[left])
+    return np.clip(np.where(flat, 8.0 * np.sign(truth - low), inside), -8.0, 8.0)
+
+
+def values_at(quantiles: Float, levels: Sequence[float], scores: Float) -> Float:
+    """The values `[S, H]` at normal scores `[S, H]` of one forecast `[H, Q]`: `quantiles_at`, at a level of its own for
+    each.
+
+    >>> values_at(np.array([[-1.2816, 0.0, 1.2816]]), (0.1, 0.5, 0.9), np.array([[0.5], [-3.0]])).round(2).tolist()
+    [[0.5], [-3.0]]
+    """
+    trained = np.array([NormalDist().inv_cdf(level) for level in levels])
+    values = np.sort(quantiles, axis=-1)
+    left = np.clip(np.searchsorted(trained, scores, side="right") - 1, 0, len(trained) - 2)
+    share = (scores - trained[left]) / (trained[left + 1] - trained[left])
+    step = np.arange(len(values))
+    result: Float = values[step, left] * (1 - share) + values[step, left + 1] * share
+    return result
+
+
 def interval_levels(level: float) -> tuple[float, float]:
     """The two quantile levels of a central interval of `level` per cent.
 

@@ -26,7 +26,7 @@ from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel, window_scale
 from .base import Known, PanelForecaster
-from .baselines import DECILES, check_levels, usual_context, validation_ends
+from .baselines import DECILES, PAST, check_levels, usual_context, validation_ends
 from .calibration import Calibration, Intervals, Judged, calibrate, error_unit
 from .checkpoint import (
     clock_from_json,
@@ -38,6 +38,7 @@ from .checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from .copula import validation_scores
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
@@ -99,13 +100,14 @@ class TitansForecaster(PanelForecaster):
         ("pad", "skip", "raise").
     id_col, time_col, target_col: names in long frames.
     random_state: seed of everything random. device: "auto", "cpu" or "cuda".
-    verbose: 1 prints the progress of `fit` to stderr.
+    verbose: 1 prints the progress of `fit` and `backtest` to stderr.
 
     Attributes
     ----------
     model_, linear_, fading_: the trained model, the linear path and the rates of the fading memories. correction_: the
         weight of the model's correction, 0 to 1, and calibration_: how the parts of the forecast are put together, both
         as validation confirms them.
+    scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -245,18 +247,20 @@ class TitansForecaster(PanelForecaster):
         else:
             judged = judge_model(fitted.judged, fitted.weight, fading, panel, ends)
         calibration = calibrate(judged, self.levels_, self.intervals, mix=settings.fading)
-        if settings.refit:
-            fading = fit_fading(panel, self.horizon, self.season_length_)
-            whole = linear_fit(
-                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
-            )
-            path = replace(whole, losses=path.losses)
-        # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_ = fading, calibration
         self.correction_, self.history_ = fitted.weight, fitted.history
         self.context_length_, self.patch_length_ = context, patch
+        # Measured before linear path and fading memories learn the validation rows too.
+        self.scores_ = validation_scores(self, panel, ends, PAST * context)
+        if settings.refit:
+            self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
+        if settings.refit and settings.linear:
+            whole = linear_fit(
+                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
+            )
+            self.linear_ = replace(whole, losses=path.losses)
 
     def _start(self, panel: Panel) -> PanelState:
         maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
@@ -295,6 +299,10 @@ class TitansForecaster(PanelForecaster):
         fading = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(main, fading, head, unit, self.levels_)
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
+
+    def _recent(self, state: PanelState, rows: Int) -> Float:
+        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.maps.device)].cpu().numpy()
+        return recent
 
     # Saving
 
@@ -337,6 +345,7 @@ class TitansForecaster(PanelForecaster):
             **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
+            "scores": torch.from_numpy(self.scores_),
         }
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
@@ -368,6 +377,7 @@ class TitansForecaster(PanelForecaster):
             season=config["fading"]["season"],
             ids=tuple(id_from_json(name) for name in config["fading"]["ids"]),
         )
+        forecaster.scores_ = tensors["scores"].numpy()
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
         forecaster.levels_ = model.config.quantiles
         forecaster.context_length_, forecaster.patch_length_ = model.config.context, model.config.patch

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import narwhals as nw
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from .panel import Float
-
+Column: TypeAlias = NDArray[Any]
 Kind: TypeAlias = Literal["long", "native", "series", "wide", "vector", "matrix"]
 
 
@@ -44,7 +44,12 @@ class Layout:
         """Whether the input had timestamps of its own (arrays have none)."""
         return self.kind not in ("vector", "matrix")
 
-    def write(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Float]) -> Any:
+    @property
+    def long(self) -> Layout:
+        """The same names as a long frame, in the library it came from."""
+        return self if self.kind in ("long", "native") else replace(self, kind="long")
+
+    def write(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Column]) -> Any:
         """Forecast columns `[N, H]` in the layout's kind; `times` is flat, series after series."""
         writer = {"long": self._long, "native": self._native, "series": self._series, "wide": self._wide}
         if self.kind in writer:
@@ -54,13 +59,22 @@ class Layout:
             stacked = stacked[:, 0] if len(ids) == 1 else stacked
         return stacked[..., 0] if len(columns) == 1 else stacked
 
-    def _long(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Float]) -> pd.DataFrame:
+    def write_windows(
+        self, ids: tuple[Hashable, ...], times: pd.Index, cutoffs: pd.Index, columns: Mapping[str, Column]
+    ) -> Any:
+        """A long frame with a column `cutoff` between the times and the forecast columns; `cutoffs` is flat as `times`
+        is."""
+        frame = nw.from_native(self.write(ids, times, columns))
+        cutoff = nw.from_native(self.write(ids, cutoffs, {}))[self.time_col].alias("cutoff")
+        return frame.with_columns(cutoff).select(self.id_col, self.time_col, "cutoff", *columns).to_native()
+
+    def _long(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Column]) -> pd.DataFrame:
         horizon = len(times) // len(ids) if ids else 0
         names = id_series(ids, self.id_dtype)
         frame = {self.id_col: names.repeat(horizon).reset_index(drop=True), self.time_col: pd.Series(times)}
         return pd.DataFrame(frame | {name: values.ravel() for name, values in columns.items()})
 
-    def _native(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Float]) -> Any:
+    def _native(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Column]) -> Any:
         horizon = len(times) // len(ids) if ids else 0
         zone = getattr(times, "tz", None)
         naive = times.tz_convert("UTC").tz_localize(None) if zone is not None else times
@@ -80,7 +94,7 @@ class Layout:
         return frame.with_columns(*casts).to_native()
 
     def _series(
-        self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Float]
+        self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Column]
     ) -> pd.Series | pd.DataFrame:
         if len(ids) != 1:
             return self._wide(ids, times, columns)
@@ -89,7 +103,7 @@ class Layout:
             return pd.DataFrame({name: values[0] for name, values in columns.items()}, index=index)
         return pd.Series(next(iter(columns.values()))[0], index=index, name=self.name)
 
-    def _wide(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Float]) -> pd.DataFrame:
+    def _wide(self, ids: tuple[Hashable, ...], times: pd.Index, columns: Mapping[str, Column]) -> pd.DataFrame:
         horizon = len(times) // len(ids) if ids else 0
         head = pd.Index(id_series(ids, self.id_dtype), name=self.name)
         index, place = times[:horizon], np.tile(np.arange(horizon), len(ids))

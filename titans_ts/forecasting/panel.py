@@ -97,6 +97,10 @@ class Panel:
         """Every series without its last `count` rows; it may become empty."""
         return self.head(np.maximum(self.lengths - count, 0))
 
+    def stretches(self, rows: Int, begin: Int, lengths: Int) -> Panel:
+        """Stretch i has `lengths[i]` rows of series `rows[i]`, from its row `begin[i]` on; a series may occur often."""
+        return self._cut(rows, self.offsets[rows] + begin, lengths, self.starts[rows] + begin + lengths - 1)
+
     def lead(self, missing: Int) -> Panel:
         """Every series with `missing[i]` unobserved rows before its first."""
         lengths = self.lengths + missing
