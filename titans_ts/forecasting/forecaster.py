@@ -6,7 +6,7 @@ N series, L context, F future step, Q quantile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,6 +30,8 @@ from .baselines import DECILES, check_levels, residual_quantiles, usual_context,
 from .checkpoint import (
     clock_from_json,
     clock_to_json,
+    covariates_from_json,
+    covariates_to_json,
     id_from_json,
     ids_to_json,
     layout_from_json,
@@ -37,10 +39,11 @@ from .checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from .covariates import CovariatePath, CovariateState, fit_covariates, path_tensors, refitted, with_map
 from .forecast import Forecast, quantiles_at
 from .inference import advance, prefill, state_from_tensors, state_tensors
 from .linear import LinearPath, apply_linear, context_scale, fit_linear, series_scales
-from .panel import DataError, Float, Int, Panel
+from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Rows, TrainConfig, train
 
 _SEEDING = Lock()
@@ -51,10 +54,12 @@ BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(
 
 
 class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, and which map of the linear path is its own (0: the shared)."""
+    """What is kept of every series: the model's state, which map of the linear path is its own (0: the shared), and
+    what its covariates leave behind (nothing without covariates)."""
 
     series: SeriesState
     maps: IntTensor[Tensor, " N"]
+    covariates: Any = ()  # a CovariateState
 
 
 class TitansForecaster(PanelForecaster):
@@ -84,6 +89,11 @@ class TitansForecaster(PanelForecaster):
     adapt: whether `update` lets the memories learn; False freezes them as `fit` left them, for comparison.
     warm_start: `fit` again goes on from the present weights where they fit the data.
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
+    known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
+        (calendar, prices, forecasts of the weather; `predict` then needs `future=`), known up to the present, and one
+        value a series. Text, bool, category and object columns are categories, all others numbers; a category that
+        `fit` did not see counts as the average of those it saw. The known ones have an additive effect, the others
+        correct the linear path; each enters as far as the validation rows confirm it, which can be not at all.
     on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
         ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
         ("pad", "skip", "raise").
@@ -95,6 +105,7 @@ class TitansForecaster(PanelForecaster):
     ----------
     model_, linear_: the trained model and linear path. correction_: the weight of the model's correction, 0 to 1, and
         spread_: the factor on the width of its quantiles, both as validation confirms them.
+    covariates_: the effect of the known covariates and the map of the others (`CovariatePath`); None without any.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -111,6 +122,7 @@ class TitansForecaster(PanelForecaster):
     """
 
     model_: TimeSeriesModel
+    covariates_: CovariatePath | None = None
 
     def __init__(
         self,
@@ -127,6 +139,9 @@ class TitansForecaster(PanelForecaster):
         adapt: bool = True,
         warm_start: bool = False,
         time_limit: float | None = None,
+        known_covariates: Sequence[str] = (),
+        past_covariates: Sequence[str] = (),
+        static_covariates: Sequence[str] = (),
         on_gap: str = "raise",
         on_duplicate: str = "raise",
         on_bad: str = "raise",
@@ -151,6 +166,9 @@ class TitansForecaster(PanelForecaster):
         self.adapt = adapt
         self.warm_start = warm_start
         self.time_limit = time_limit
+        self.known_covariates = known_covariates
+        self.past_covariates = past_covariates
+        self.static_covariates = static_covariates
         self.on_gap = on_gap
         self.on_duplicate = on_duplicate
         self.on_bad = on_bad
@@ -185,6 +203,22 @@ class TitansForecaster(PanelForecaster):
 
     # Hooks of PanelForecaster
 
+    def _schema(self, fitted: bool) -> Schema | None:
+        if fitted:
+            return None if self.covariates_ is None else self.covariates_.schema
+        given = (self.known_covariates, self.past_covariates, self.static_covariates)
+        if not any(len(names) for names in given):
+            return None
+        for kind, names in zip(("known", "past", "static"), given, strict=True):
+            require(not isinstance(names, str), f"{kind}_covariates={names!r} is one string: pass ({names!r},).")
+        flat = [name for names in given for name in names]
+        twice = sorted({name for name in flat if flat.count(name) > 1}, key=str)
+        require(not twice, f"{shorten(twice)} is named more than once among the covariates: name each column once.")
+        taken = [name for name in flat if name in (self.id_col, self.time_col, self.target_col)]
+        require(not taken, f"{shorten(taken)} is the id, the time or the value: it cannot be a covariate too.")
+        known, past, static = map(tuple, given)
+        return Schema(known, past, static)
+
     def _learn(self, panel: Panel) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
         self.levels_ = check_levels(self.quantiles)
@@ -194,8 +228,12 @@ class TitansForecaster(PanelForecaster):
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
-        linear_fit = partial(fit_linear, panel, context, self.horizon, max_windows=MAX_WINDOWS, seed=seed)
-        path = linear_fit(train_ends=ends, units=("window", "series"), poolings=POOLINGS, blends=BLENDS)
+        raw, beside, covariates = panel, panel.covariates, None
+        if beside is not None:
+            covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
+            panel = covariates.without_effect(panel)
+        linear_fit = partial(fit_linear, context=context, horizon=self.horizon, max_windows=MAX_WINDOWS, seed=seed)
+        path = linear_fit(panel, train_ends=ends, units=("window", "series"), poolings=POOLINGS, blends=BLENDS)
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
@@ -225,25 +263,43 @@ class TitansForecaster(PanelForecaster):
         if not fitted.trained:
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
+        if covariates is not None and beside is not None:
+            require(
+                settings.linear or not (covariates.schema.past or covariates.schema.static),
+                "past and static covariates correct the linear path: leave it on (train__linear).",
+            )
+            covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
         if settings.refit:
+            if covariates is not None:
+                covariates = refitted(covariates, raw)
+                panel = covariates.without_effect(raw)
             whole = linear_fit(
-                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
+                panel, penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
             )
             path = replace(whole, losses=path.losses)
+            if covariates is not None and beside is not None:
+                ends = panel.lengths
+                covariates = with_map(covariates, path, panel, beside, ends, self.season_length_, confirm=False)
         # Assigned last: a fit that fails leaves the forecaster as it was.
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.residuals_, self.correction_, self.history_ = residuals, fitted.weight, fitted.history
-        self.spread_ = fitted.spread
+        self.spread_, self.covariates_ = fitted.spread, covariates
         self.context_length_, self.patch_length_ = context, patch
 
     def _start(self, panel: Panel) -> PanelState:
         maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
+        beside: Any = ()
+        if self.covariates_ is not None:
+            panel, beside = self.covariates_.advance(self.covariates_.start(panel), panel)
         series = prefill(self.model_, panel)
-        return PanelState(series, torch.from_numpy(maps).to(series.position.device))
+        return PanelState(series, torch.from_numpy(maps).to(series.position.device), beside)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
+        if self.covariates_ is not None:
+            new, beside = self.covariates_.advance(select_rows(state.covariates, place.cpu()), new)
+            state = state._replace(covariates=put_rows(state.covariates, place.cpu(), beside))
         moved = advance(self.model_, select_rows(state.series, place), new, adapt=self.adapt)
         return state._replace(series=put_rows(state.series, place, moved))
 
@@ -257,7 +313,8 @@ class TitansForecaster(PanelForecaster):
             raise ValueError(
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
-        part, maps = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.maps.device))
+        place = torch.from_numpy(np.asarray(rows))
+        part, maps = select_rows((state.series, state.maps), place.to(state.maps.device))
         said = self.model_.forecast(part)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), self.horizon))
@@ -270,10 +327,26 @@ class TitansForecaster(PanelForecaster):
             quantiles = mean[..., None] + self.spread_ * scale[..., None] * said.offsets.double().cpu().numpy()
         else:
             quantiles = mean[..., None] + context_scale(windows, scale[:, 0])[:, None, None] * self.residuals_
+        if self.covariates_ is not None and self.covariates_.share:
+            more = self.covariates_.left_over(select_rows(state.covariates, place), windows)
+            widths = self.covariates_.narrowing[:, None] * (quantiles - mean[..., None])
+            mean = mean + more
+            quantiles = mean[..., None] + widths
         forecast = Forecast(mean, quantiles, self.levels_)
         if self.point == "median":
             return forecast._replace(point=quantiles_at(forecast, [0.5])[..., 0])
         return forecast
+
+    def _effect(self, state: PanelState, rows: Int, ahead: Float) -> Float:
+        if self.covariates_ is None:
+            raise ValueError("this forecaster has no covariates")
+        return self.covariates_.ahead(select_rows(state.covariates, torch.from_numpy(np.asarray(rows))), ahead)
+
+    def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
+        new, skipped = super()._read_on(y_new, known)
+        if new.covariates is not None and self.covariates_ is not None:
+            _check_static(new, new.covariates, known)
+        return new, skipped
 
     # Saving
 
@@ -289,6 +362,8 @@ class TitansForecaster(PanelForecaster):
         params["model"] = None if self.model is None else asdict(self.model)
         params["train"] = None if self.train is None else asdict(self.train)
         params["quantiles"] = list(self.quantiles)
+        for kind in ("known", "past", "static"):
+            params[f"{kind}_covariates"] = list(params[f"{kind}_covariates"])
         if isinstance(self.random_state, np.random.RandomState):
             params["random_state"] = None  # a generator has no spelling; its draws are in the weights already
         config = {
@@ -305,6 +380,8 @@ class TitansForecaster(PanelForecaster):
             "clock": clock_to_json(known.clock),
             "layout": layout_to_json(self._layout),
         }
+        if self.covariates_ is not None:
+            config["covariates"] = covariates_to_json(self.covariates_)
         tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
         tensors |= state_tensors(known.state.series)
         tensors |= {
@@ -312,6 +389,9 @@ class TitansForecaster(PanelForecaster):
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
         }
+        if self.covariates_ is not None:
+            tensors |= path_tensors(self.covariates_)
+            tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
         if self.residuals_ is not None:
@@ -325,7 +405,8 @@ class TitansForecaster(PanelForecaster):
         params = config["params"]
         params["model"] = None if params["model"] is None else _backbone_from(params["model"])
         params["train"] = None if params["train"] is None else TrainConfig(**params["train"])
-        params["quantiles"] = tuple(params["quantiles"])
+        for name in ("quantiles", "known_covariates", "past_covariates", "static_covariates"):
+            params[name] = tuple(params.get(name, ()))
         forecaster = cls(**{**params, "device": device})
         shape = config["model"]
         shape["backbone"], shape["quantiles"] = _backbone_from(shape["backbone"]), tuple(shape["quantiles"])
@@ -336,6 +417,11 @@ class TitansForecaster(PanelForecaster):
         forecaster.linear_ = None
         if config["linear"] is not None:
             forecaster.linear_ = _linear_from_json(config["linear"], tensors["linear"].numpy())
+        forecaster.covariates_ = None
+        beside: Any = ()
+        if "covariates" in config:
+            forecaster.covariates_ = covariates_from_json(config["covariates"], tensors)
+            beside = CovariateState(**{name: tensors[f"beside.{name}"] for name in CovariateState._fields})
         forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
         forecaster.correction_, forecaster.spread_ = config["correction"], config["spread"]
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
@@ -349,7 +435,7 @@ class TitansForecaster(PanelForecaster):
             ends=tensors["ends"].numpy(),
             phases=tensors["phases"].numpy(),
             clock=clock_from_json(config["clock"]),
-            state=PanelState(state_from_tensors(model, tensors), tensors["maps"].to(forecaster._device())),
+            state=PanelState(state_from_tensors(model, tensors), tensors["maps"].to(forecaster._device()), beside),
         )
         return forecaster
 
@@ -391,6 +477,21 @@ class TitansForecaster(PanelForecaster):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+def _check_static(new: Panel, beside: Covariates, known: Known) -> None:
+    """A static covariate of a known series is what it was."""
+    schema = beside.schema
+    old = np.array([known.rows.get(name, -1) for name in new.ids], dtype=np.int64)
+    there = np.flatnonzero(old >= 0)
+    was, now = known.state.covariates.static.numpy()[old[there]], beside.static[there]
+    owner = np.repeat(np.arange(len(schema.static)), schema.sizes(schema.static))
+    row, column = np.nonzero((was != now) & ~(np.isnan(was) & np.isnan(now)))
+    if len(row):
+        raise DataError(
+            f"series {new.ids[there[row[0]]]!r}: static covariate {schema.static[owner[column[0]]]!r} is not what it "
+            "was before. Fix: correct it, or fit with it among known_covariates."
+        )
 
 
 @contextmanager
