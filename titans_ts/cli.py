@@ -173,6 +173,27 @@ def panels(
 
 
 @benchmark.command()
+def prices(
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the prices; default: $TITANS_TS_DATA.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits, repeatable; default: 0 to 4.")] = None,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the test days unread.")] = "test",
+) -> None:
+    """Electricity prices, a day ahead: with covariates that are known ahead and without."""
+    from .benchmark.ltsf import write_json
+    from .benchmark.prices import SEEDS, prices_table, run_prices
+
+    result = run_prices(folder, seeds=tuple(seed or SEEDS), part=part)
+    typer.echo(prices_table(result).round(4).to_string(index=False))
+    found = result["change"]
+    typer.echo(
+        f"change by the covariates: {found['change']:+.1%}, 80 % interval {found['low']:+.1%} to {found['high']:+.1%}"
+    )
+    if out is not None:
+        write_json(result, out / f"prices-{part}.json")
+
+
+@benchmark.command()
 def stream(
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
     series: Annotated[int, typer.Option(help="Series of the case with many.")] = 10_000,

@@ -166,7 +166,7 @@ def covariates_from_json(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]
     return CovariatePath(
         schema=Schema(tuple(saved["known"]), tuple(saved["past"]), tuple(saved["static"]), categories),
         ids=tuple(id_from_json(name) for name in saved["ids"]),
-        effect=Effect(**{**effect, "pooling": pooling, "gain": tuple(effect["gain"])}),
+        effect=Effect(**{**effect, "pooling": pooling, "lags": tuple(effect["lags"]), "gain": tuple(effect["gain"])}),
         look_back=saved["look_back"],
         penalty=saved["penalty"],
         share=saved["share"],

@@ -7,9 +7,10 @@ horizon, G groups of validation windows.
 
 The effect. A value is what the rest of the forecaster sees, plus `unit * sum_k weight_k * z_k`: z are the covariates of
 the same step, standardised, and the unit is the deviation of the series, so that forecasting `c * y + d` gives
-`c * forecast + d`. The weights are a ridge regression on differences over one season, in which levels and seasons
-cancel and cannot be mistaken for effects. A leap of the series that no covariate explains (a spike of a price) counts
-in proportion to its size only, and not to its square (Huber 1964): least squares would listen to little else.
+`c * forecast + d`. The weights are a ridge regression on differences over one step and over one season, in which levels
+and seasons cancel and cannot be mistaken for effects. A leap of the series that no covariate explains (a spike of a
+price) counts in proportion to its size only, and not to its square (Huber 1964): least squares would listen to little
+else.
 
 The map. What the linear path leaves over is regressed on the last W rows of the past covariates and on the static ones,
 in units of the context.
@@ -21,10 +22,10 @@ before each step. These are sums that its state carries, so that rows one by one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ JUDGED = 2048  # validation windows that choose, at most
 GROUPS = 8  # stretches of time that the validation windows are divided into
 SURE = 1.0  # standard errors by which a gain must exceed nothing
 LOOK_BACK = 64  # rows of past covariates that the map sees, at most
-POOLINGS = (math.inf, 1.0, 0.0)  # how strongly the weights of single series are drawn to the shared ones
+POOLINGS = (0.25, math.inf, 0.0, 1.0)  # how strongly the weights of single series are drawn to the shared ones
 RIDGES = (0.1, 1.0, 0.01)  # relative to the mean eigenvalue
 SHARES = (1.0, 0.5)
 
@@ -92,14 +93,14 @@ class CovariateState(NamedTuple):
 class Effect:
     """How the effect of the known covariates was fitted.
 
-    `lag` is the season of the differences, `penalty` relative to the mean eigenvalue, `pooling` how strongly the
+    `lags` are those of the differences, `penalty` relative to the mean eigenvalue, `pooling` how strongly the
     weights of single series are drawn to the shared ones (infinite: they are equal), `share` what they were multiplied
     with in the end; 0: the validation rows do not confirm any effect. `gain` is the part of the squared and of the
     absolute error of the validation rows that it takes away.
     """
 
-    lag: int = 1
-    pooling: float = math.inf
+    lags: tuple[int, ...] = (1,)
+    pooling: float = POOLINGS[0]
     penalty: float = RIDGES[0]
     share: float = 1.0
     gain: tuple[float, float] = (0.0, 0.0)
@@ -150,18 +151,17 @@ class CovariatePath:
     def start(self, panel: Panel) -> CovariateState:
         """The state of these series before their first row."""
         columns = self.centres.shape[1]
-        beside = panel.covariates
         return CovariateState(
             rows=torch.tensor([self.places.get(name, 0) for name in panel.ids], dtype=torch.long),
             sums=torch.zeros(len(panel), 4, columns, dtype=torch.float64),
             recent=torch.full((len(panel), self.look_back, columns - 1 - self.width), torch.nan, dtype=torch.float64),
-            static=torch.from_numpy(np.zeros((len(panel), 0)) if beside is None else beside.static.copy()),
+            static=torch.from_numpy(covariates_of(panel).static.copy()),
         )
 
     def advance(self, state: CovariateState, new: Panel) -> tuple[Panel, CovariateState]:
         """The new rows without the effect, and the state behind them."""
         rows, lengths = state.rows.numpy(), new.lengths
-        moving = np.column_stack([new.values, new.covariates.moving])  # type: ignore[union-attr]
+        moving = np.column_stack([new.values, covariates_of(new).moving])
         owner = np.repeat(np.arange(len(new)), lengths)
         centre, deviation = self.centres[rows][owner], self.deviations[rows][owner]
         sums = state.sums.numpy().copy()
@@ -203,6 +203,13 @@ class CovariatePath:
         held = np.where(last < 0, 0.0, np.take_along_axis(recent, np.maximum(last, 0), axis=1))
         z = np.nan_to_num(standardised(static, self.static_centre, self.static_deviation))
         return np.concatenate([held.reshape(len(recent), -1), z], axis=1)
+
+
+def covariates_of(panel: Panel) -> Covariates:
+    """The covariates of a panel that must have some."""
+    if panel.covariates is None:
+        raise ValueError("the forecaster has covariates and this panel has none: read it with the forecaster's schema")
+    return panel.covariates
 
 
 def standardised(values: Float, centre: Float, deviation: Float) -> Float:
@@ -263,35 +270,34 @@ def roll(recent: Float, past: Float, new: Panel) -> Float:
 def fit_covariates(panel: Panel, ends: Int, context: int, horizon: int, season: int) -> CovariatePath:
     """The effect of the known covariates, of the rows before `ends`, as the rows from there on choose; no map yet.
 
-    Judged is what the linear path of the series without the effect leaves over. Of several lags, poolings, penalties
-    and shares the one with the least squared and absolute error is taken, if it lowers both by more than `SURE`
-    standard errors over stretches of time; else there is no effect. Without rows to validate on the first of each is
-    taken.
+    Judged is what the linear path of the series without the effect leaves over. The first pooling, penalty and share
+    are left for others only where these lower squared and absolute error alike, by more than `SURE` standard errors
+    over stretches of time; and there is no effect at all unless it does so to the series as it is. Without rows to
+    validate on the first of each is taken.
     """
     plain = unfitted(panel, ends)
     if not plain.width:
         return plain
-    lags = [season] if season > 1 and np.median(ends) > 2 * season else []
+    how = Effect((1, season) if season > 1 and np.median(ends) > 2 * season else (1,))
     before = judge(panel, panel, ends, context, horizon)
     if not len(before):
-        return with_weights(plain, panel, ends, Effect(lag=[*lags, 1][0], pooling=POOLINGS[0]))
-    trials: dict[Effect, Float] = {}
+        return with_weights(plain, panel, ends, how)
 
-    def best(candidates: Iterable[Effect]) -> Effect:
-        for how in candidates:
-            if how not in trials:
-                rest = with_weights(plain, panel, ends, how).without_effect(panel)
-                trials[how] = judge(rest, panel, ends, context, horizon)
-        return min(trials, key=lambda how: float(ratio(before, trials[how]).mean()))
+    def tried(how: Effect) -> Float:
+        return judge(with_weights(plain, panel, ends, how).without_effect(panel), panel, ends, context, horizon)
 
-    poolings = POOLINGS if len(panel) > 1 else POOLINGS[:1]
-    found = best(Effect(lag, pooling) for lag in [*lags, 1] for pooling in poolings)
-    found = best(replace(found, penalty=penalty) for penalty in RIDGES)
-    found = best(replace(found, share=share) for share in SHARES)
-    if not confirmed(before, trials[found]):
-        return replace(plain, effect=replace(found, share=0.0))
-    squared, absolute = 1 - ratio(before, trials[found])
-    return with_weights(plain, panel, ends, replace(found, gain=(float(squared), float(absolute))))
+    after = tried(how)
+    changes: list[dict[str, Any]] = [{"pooling": value} for value in POOLINGS[1:] if len(panel) > 1]
+    changes += [{"penalty": value} for value in RIDGES[1:]] + [{"share": value} for value in SHARES[1:]]
+    for change in changes:
+        other = replace(how, **change)
+        errors = tried(other)
+        if confirmed(after, errors):
+            how, after = other, errors
+    if not confirmed(before, after):
+        return replace(plain, effect=replace(how, share=0.0))
+    squared, absolute = 1 - ratio(before, after)
+    return with_weights(plain, panel, ends, replace(how, gain=(float(squared), float(absolute))))
 
 
 def refitted(path: CovariatePath, panel: Panel) -> CovariatePath:
@@ -303,9 +309,7 @@ def refitted(path: CovariatePath, panel: Panel) -> CovariatePath:
 
 def unfitted(panel: Panel, ends: Int) -> CovariatePath:
     """Centres and deviations of the rows before `ends`; no effect and no map."""
-    beside = panel.covariates
-    if beside is None:
-        raise ValueError("the panel has no covariates")
+    beside = covariates_of(panel)
     moving = np.column_stack([panel.values, beside.moving])
     numeric = numeric_columns(beside.schema)
     zero = np.zeros((4, moving.shape[1]))
@@ -332,42 +336,47 @@ def unfitted(panel: Panel, ends: Int) -> CovariatePath:
 
 def with_weights(path: CovariatePath, panel: Panel, ends: Int, how: Effect) -> CovariatePath:
     """The path with the effect fitted to the rows before `ends`."""
-    parts = list(differences(path, panel, ends, how.lag))
+    parts = [list(differences(path, panel, covariates_of(panel).known, ends, lag)) for lag in how.lags]
     width, count = path.width, len(panel)
     weights = np.zeros((1 + count, width))
     for turn in range(ROUNDS):
         xx, xy = np.zeros((count, width, width)), np.zeros((count, width, 1))
-        for place, (z, y) in enumerate(parts):
-            heard = trust(y - z @ weights[1 + place]) if turn else np.ones(len(y))
-            xx[place], xy[place, :, 0] = (z.T * heard) @ z, (z.T * heard) @ y
+        for each in parts:
+            for row, (z, y) in enumerate(each):
+                heard = trust(y - z @ weights[1 + row], robust=turn > 0)
+                xx[row] += (z.T * heard) @ z
+                xy[row, :, 0] += (z.T * heard) @ y
         weights[:] = solve(xx.sum(0), xy.sum(0), (how.penalty,))[0][:, 0]
         if how.pooling < math.inf:
             shared = how.pooling / max(int((np.einsum("nkk->n", xx) > 0).sum()), 1)
-            for row in np.flatnonzero(np.einsum("nkk->n", xx) > 0):
+            for row in np.flatnonzero(np.einsum("nkk->n", xx) > 0).tolist():
                 own = xx[row] + shared * xx.sum(0), xy[row] + shared * xy.sum(0)
                 weights[1 + row] = solve(*own, (how.penalty,))[0][:, 0]
     return replace(path, weights=how.share * weights, effect=how)
 
 
-def differences(path: CovariatePath, panel: Panel, ends: Int, lag: int) -> Iterator[tuple[Float, Float]]:
+def differences(path: CovariatePath, panel: Panel, known: Float, ends: Int, lag: int) -> Iterator[tuple[Float, Float]]:
     """Of every series the standardised known covariates `[T, K]` and values `[T]` before `ends`, minus those `lag` rows
-    before; rows where either is missing are left out."""
-    columns = 1 + path.width
+    before; rows without both values are left out."""
+    moving = np.column_stack([panel.values, known])
     for row, (begin, end) in enumerate(zip(panel.offsets[:-1], ends, strict=True)):
-        moving = np.column_stack([panel.values, panel.covariates.known])[begin : begin + end]  # type: ignore[union-attr]
-        z = standardised(moving, path.centres[1 + row, :columns], path.deviations[1 + row, :columns])
-        z[:, 1:] = np.where(np.isnan(moving[:, 1:]), 0.0, z[:, 1:])
+        own = moving[begin : begin + end]
+        z = standardised(own, path.centres[1 + row, : own.shape[1]], path.deviations[1 + row, : own.shape[1]])
+        z[:, 1:] = np.nan_to_num(z[:, 1:])
         moved = z[lag:] - z[:-lag]
         moved = moved[np.isfinite(moved[:, 0])]
         yield moved[:, 1:], moved[:, 0]
 
 
-def trust(errors: Float) -> Float:
-    """Huber's weights: 1 for errors of a usual size, `size / error` for greater ones."""
+def trust(errors: Float, robust: bool = True) -> Float:
+    """The weights of errors in least squares: one over their usual square, and less for unusual ones (Huber)."""
     if not len(errors):
         return errors
-    usual = max(float(np.median(np.abs(errors))) / 0.6745, 0.1 * float(np.sqrt((errors**2).mean())), 1e-300)
-    weights: Float = 1 / np.maximum(np.abs(errors) / (HUBER * usual), 1.0)
+    square = max(float((errors**2).mean()), 1e-300)
+    if not robust:
+        return np.full(len(errors), 1 / square)
+    usual = max(float(np.median(np.abs(errors))) / 0.6745, 0.1 * math.sqrt(square))
+    weights: Float = 1 / np.maximum(np.abs(errors) / (HUBER * usual), 1.0) / usual**2
     return weights
 
 
@@ -450,6 +459,7 @@ def with_map(
     maps = linear.maps_of(panel.ids)
 
     def read(begin: Int, stop: Int, most: int) -> Iterator[tuple[Int, Int, Float, Float, Float]]:
+        """Series, rows, input of the map, what the linear path leaves over, and the unit of that."""
         windows = windows_between(panel, linear.context_length, linear.horizon, begin, stop)
         for series, rows, contexts, targets in placed_blocks(draw(windows, most, np.random.default_rng(0))):
             unit = context_scale(contexts, units[series])[:, None]
@@ -459,9 +469,8 @@ def with_map(
     size = look_back * width + len(path.static_centre)
     xx, xy = np.zeros((size, size)), np.zeros((size, linear.horizon))
     for _, _, x, left, unit in read(np.zeros_like(lengths), ends, SEEN):
-        y = np.where(unit > 0, left / np.where(unit > 0, unit, 1.0), 0.0)
         xx += x.T @ x
-        xy += x.T @ y
+        xy += x.T @ np.where(unit > 0, left / np.where(unit > 0, unit, 1.0), 0.0)
     if not confirm:
         return replace(path, residual=path.share * solve(xx, xy, (path.penalty,))[0])
     judged = list(read(ends, lengths, JUDGED))
@@ -477,10 +486,8 @@ def with_map(
             if confirmed(before, after) and ratio(before, after).mean() < least:
                 best, least = (penalty, share, share * weights), float(ratio(before, after).mean())
     penalty, share, residual = best
-    old, new = (
-        np.mean([np.abs(left - k * unit * (x @ residual)).mean(0) for _, _, x, left, unit in judged], axis=0)
-        for k in (0.0, 1.0)
-    )
+    old = sum(np.abs(left).sum(axis=0) for _, _, _, left, _ in judged)
+    new = sum(np.abs(left - unit * (x @ residual)).sum(axis=0) for _, _, x, left, unit in judged)
     narrowing = np.minimum(new / np.maximum(old, 1e-300), 1.0) if share else np.ones(linear.horizon)
     return replace(path, penalty=penalty, share=share, residual=residual, narrowing=narrowing)
 

@@ -230,6 +230,10 @@ class TitansForecaster(PanelForecaster):
         ends = validation_ends(panel, settings.validation, self.horizon)
         raw, beside, covariates = panel, panel.covariates, None
         if beside is not None:
+            require(
+                settings.linear or not (beside.schema.past or beside.schema.static),
+                "past and static covariates correct the linear path: leave it on (train__linear).",
+            )
             covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
             panel = covariates.without_effect(panel)
         linear_fit = partial(fit_linear, context=context, horizon=self.horizon, max_windows=MAX_WINDOWS, seed=seed)
@@ -264,10 +268,6 @@ class TitansForecaster(PanelForecaster):
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
             residuals = residual_quantiles(path, panel, ends, self.levels_)
         if covariates is not None and beside is not None:
-            require(
-                settings.linear or not (covariates.schema.past or covariates.schema.static),
-                "past and static covariates correct the linear path: leave it on (train__linear).",
-            )
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
         if settings.refit:
             if covariates is not None:
