@@ -107,7 +107,8 @@ def run_prices(
         ("seasonal naive, a week", None, (), SeasonalNaive(HORIZON, season_length=168)),
         ("ridge", None, (), Ridge(HORIZON, season_length=24)),
     ]
-    for known in ((), KNOWN):
+    both: tuple[tuple[str, ...], ...] = ((), KNOWN)
+    for known in both:
         for seed in seeds:
             # The median has the least absolute error.
             titans = TitansForecaster(
@@ -124,7 +125,7 @@ def run_prices(
         table = daily_errors(said)
         errors.setdefault((model, bool(known)), []).append(table.to_numpy())
         inside = (said["y"] >= said["low"]) & (said["y"] <= said["high"])
-        row = {"model": model, "covariates": list(known), "seed": model_seed}
+        row: dict[str, Any] = {"model": model, "covariates": list(known), "seed": model_seed}
         row |= {"mae": {str(name): round(float(mae), 4) for name, mae in table.mean(axis=1).items()}}
         row |= {"coverage-80": round(float(inside.mean()), 4), "fit_cpu_s": round(fitted - began, 2)}
         rows.append(row | {"stream_cpu_s": round(time.process_time() - fitted, 2)})

@@ -122,7 +122,7 @@ def memory(folder: Path) -> str:
 
 
 def prices(folder: Path) -> str:
-    """Electricity prices: mean absolute error of every market, relative to seasonal naive, and what covariates bring."""
+    """Electricity prices: mean absolute error by market and relative to seasonal naive, and what covariates bring."""
     run = json.loads((folder / "prices-test.json").read_text(encoding="utf-8"))
     table = prices_table(run)
     markets = list(run["rows"][0]["mae"])
