@@ -34,6 +34,7 @@ from jaxtyping import Int as IntTensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..core.state import map_state
 from .linear import (
     DEFAULT_PENALTY,
     PENALTIES,
@@ -148,23 +149,24 @@ class CovariatePath:
         """The panel that the rest of the forecaster sees."""
         return self.advance(self.start(panel), panel)[0]
 
-    def start(self, panel: Panel) -> CovariateState:
+    def start(self, panel: Panel, device: torch.device | str = "cpu") -> CovariateState:
         """The state of these series before their first row."""
-        columns = self.centres.shape[1]
-        return CovariateState(
+        columns, count = self.centres.shape[1], len(panel)
+        state = CovariateState(
             rows=torch.tensor([self.places.get(name, 0) for name in panel.ids], dtype=torch.long),
-            sums=torch.zeros(len(panel), 4, columns, dtype=torch.float64),
-            recent=torch.full((len(panel), self.look_back, columns - 1 - self.width), torch.nan, dtype=torch.float64),
+            sums=torch.zeros(count, 4, columns, dtype=torch.float64),
+            recent=torch.full((count, self.look_back, columns - 1 - self.width), torch.nan, dtype=torch.float64),
             static=torch.from_numpy(covariates_of(panel).static.copy()),
         )
+        return map_state(lambda leaf: leaf.to(device), state)
 
     def advance(self, state: CovariateState, new: Panel) -> tuple[Panel, CovariateState]:
         """The new rows without the effect, and the state behind them."""
-        rows, lengths = state.rows.numpy(), new.lengths
+        rows, lengths, device = state.rows.cpu().numpy(), new.lengths, state.rows.device
         moving = np.column_stack([new.values, covariates_of(new).moving])
         owner = np.repeat(np.arange(len(new)), lengths)
         centre, deviation = self.centres[rows][owner], self.deviations[rows][owner]
-        sums = state.sums.numpy().copy()
+        sums = state.sums.cpu().numpy().copy()
         for place in np.flatnonzero(rows == 0):
             own = slice(new.offsets[place], new.offsets[place + 1])
             before, sums[place] = running(sums[place], moving[own])
@@ -172,14 +174,14 @@ class CovariatePath:
         standard = standardised(moving[:, 1:], centre[:, 1:], deviation[:, 1:])
         known, past = standard[:, : self.width], standard[:, self.width :]
         effect = deviation[:, 0] * (np.nan_to_num(known) * self.weights[rows][owner]).sum(axis=1)
-        recent = roll(state.recent.numpy(), past, new)
-        moved = state._replace(sums=torch.from_numpy(sums), recent=torch.from_numpy(recent))
+        recent = roll(state.recent.cpu().numpy(), past, new)
+        moved = state._replace(sums=torch.from_numpy(sums).to(device), recent=torch.from_numpy(recent).to(device))
         return replace(new, values=new.values - effect, covariates=None), moved
 
     def moments(self, state: CovariateState) -> tuple[Float, Float]:
         """Centre and deviation `[N, C]` that the next rows of these series are standardised with."""
-        rows = state.rows.numpy()
-        so_far = moments(state.sums.numpy(), self.numeric)
+        rows = state.rows.cpu().numpy()
+        so_far = moments(state.sums.cpu().numpy(), self.numeric)
         seen = (rows > 0)[:, None]
         return np.where(seen, self.centres[rows], so_far[0]), np.where(seen, self.deviations[rows], so_far[1])
 
@@ -188,13 +190,14 @@ class CovariatePath:
         centre, deviation = self.moments(state)
         inside = slice(1, 1 + self.width)
         z = standardised(covariates, centre[:, None, inside], deviation[:, None, inside])
-        weights = self.weights[state.rows.numpy()][:, None]
+        weights = self.weights[state.rows.cpu().numpy()][:, None]
         return deviation[:, :1] * (np.nan_to_num(z) * weights).sum(axis=2)
 
     def left_over(self, state: CovariateState, contexts: Float) -> Float:
         """What the map adds to the linear path's forecasts from these contexts, `[N, H]`."""
         unit = context_scale(contexts, self.moments(state)[1][:, 0])
-        return unit[:, None] * (self.features(state.recent.numpy(), state.static.numpy()) @ self.residual)
+        features = self.features(state.recent.cpu().numpy(), state.static.cpu().numpy())
+        return unit[:, None] * (features @ self.residual)
 
     def features(self, recent: Float, static: Float) -> Float:
         """Input of the map, `[N, W * P + S]`: what is missing is the last value before it, or the average."""
@@ -274,6 +277,16 @@ def fit_covariates(panel: Panel, ends: Int, context: int, horizon: int, season: 
     are left for others only where these lower squared and absolute error alike, by more than `SURE` standard errors
     over stretches of time; and there is no effect at all unless it does so to the series as it is. Without rows to
     validate on the first of each is taken.
+
+    >>> from titans_ts.forecasting.clock import CountClock
+    >>> x, noise = np.random.default_rng(0).normal(size=(2, 200))
+    >>> beside = Covariates(x[:, None], np.zeros((1, 0)), Schema(known=("x",)))
+    >>> steps = np.arange(200)
+    >>> panel = Panel(noise + 3 * x, np.array([0, 200]), ("a",), steps[-1:], steps[:1], CountClock(), beside)
+    >>> path = fit_covariates(panel, np.array([150]), context=12, horizon=3, season=1)
+    >>> ahead = path.ahead(path.start(panel), np.array([[[1.0], [2.0]]]))
+    >>> bool(2.5 < ahead[0, 1] - ahead[0, 0] < 3.2)
+    True
     """
     plain = unfitted(panel, ends)
     if not plain.width:

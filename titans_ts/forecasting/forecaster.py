@@ -91,9 +91,10 @@ class TitansForecaster(PanelForecaster):
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
     known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
         (calendar, prices, forecasts of the weather; `predict` then needs `future=`), known up to the present, and one
-        value a series. Text, bool, category and object columns are categories, all others numbers; a category that
-        `fit` did not see counts as the average of those it saw. The known ones have an additive effect, the others
-        correct the linear path; each enters as far as the validation rows confirm it, which can be not at all.
+        value a series. New rows bring all of them. Text, bool, category and object columns are categories, all others
+        numbers; a category that `fit` did not see counts as the average of those it saw. The known ones have an
+        additive effect, the others correct the linear path; each enters as far as the validation rows confirm it, which
+        can be not at all.
     on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
         ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
         ("pad", "skip", "raise").
@@ -291,15 +292,15 @@ class TitansForecaster(PanelForecaster):
         maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
         beside: Any = ()
         if self.covariates_ is not None:
-            panel, beside = self.covariates_.advance(self.covariates_.start(panel), panel)
+            panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
         series = prefill(self.model_, panel)
         return PanelState(series, torch.from_numpy(maps).to(series.position.device), beside)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
         if self.covariates_ is not None:
-            new, beside = self.covariates_.advance(select_rows(state.covariates, place.cpu()), new)
-            state = state._replace(covariates=put_rows(state.covariates, place.cpu(), beside))
+            new, beside = self.covariates_.advance(select_rows(state.covariates, place), new)
+            state = state._replace(covariates=put_rows(state.covariates, place, beside))
         moved = advance(self.model_, select_rows(state.series, place), new, adapt=self.adapt)
         return state._replace(series=put_rows(state.series, place, moved))
 
@@ -313,8 +314,7 @@ class TitansForecaster(PanelForecaster):
             raise ValueError(
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
-        place = torch.from_numpy(np.asarray(rows))
-        part, maps = select_rows((state.series, state.maps), place.to(state.maps.device))
+        part, maps, beside = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.maps.device))
         said = self.model_.forecast(part)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), self.horizon))
@@ -328,7 +328,7 @@ class TitansForecaster(PanelForecaster):
         else:
             quantiles = mean[..., None] + context_scale(windows, scale[:, 0])[:, None, None] * self.residuals_
         if self.covariates_ is not None and self.covariates_.share:
-            more = self.covariates_.left_over(select_rows(state.covariates, place), windows)
+            more = self.covariates_.left_over(beside, windows)
             widths = self.covariates_.narrowing[:, None] * (quantiles - mean[..., None])
             mean = mean + more
             quantiles = mean[..., None] + widths
@@ -340,7 +340,8 @@ class TitansForecaster(PanelForecaster):
     def _effect(self, state: PanelState, rows: Int, ahead: Float) -> Float:
         if self.covariates_ is None:
             raise ValueError("this forecaster has no covariates")
-        return self.covariates_.ahead(select_rows(state.covariates, torch.from_numpy(np.asarray(rows))), ahead)
+        place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
+        return self.covariates_.ahead(select_rows(state.covariates, place), ahead)
 
     def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
         new, skipped = super()._read_on(y_new, known)
@@ -421,7 +422,8 @@ class TitansForecaster(PanelForecaster):
         beside: Any = ()
         if "covariates" in config:
             forecaster.covariates_ = covariates_from_json(config["covariates"], tensors)
-            beside = CovariateState(**{name: tensors[f"beside.{name}"] for name in CovariateState._fields})
+            place = forecaster._device()
+            beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
         forecaster.residuals_ = tensors["residuals"].numpy() if "residuals" in tensors else None
         forecaster.correction_, forecaster.spread_ = config["correction"], config["spread"]
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
@@ -484,7 +486,7 @@ def _check_static(new: Panel, beside: Covariates, known: Known) -> None:
     schema = beside.schema
     old = np.array([known.rows.get(name, -1) for name in new.ids], dtype=np.int64)
     there = np.flatnonzero(old >= 0)
-    was, now = known.state.covariates.static.numpy()[old[there]], beside.static[there]
+    was, now = known.state.covariates.static.cpu().numpy()[old[there]], beside.static[there]
     owner = np.repeat(np.arange(len(schema.static)), schema.sizes(schema.static))
     row, column = np.nonzero((was != now) & ~(np.isnan(was) & np.isnan(now)))
     if len(row):
