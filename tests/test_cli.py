@@ -192,3 +192,18 @@ def test_help_names_every_command(titans):
 
 def test_nothing_asked_shows_the_help(titans):
     assert "predict" in titans().out
+
+
+def test_covariates_come_from_the_columns_that_are_named(titans, tmp_path):
+    promo = frame().assign(promo=lambda f: np.where(np.arange(len(f)) % 3, "no", "yes"), place="here")
+    promo["y"] += 5.0 * (promo["promo"] == "yes")
+    past, later = promo[promo["ds"] < DAYS[60]], promo[(promo["ds"] >= DAYS[60]) & (promo["ds"] < DAYS[64])]
+    past.to_csv(tmp_path / "past.csv", index=False)
+    later.drop(columns="y").to_csv(tmp_path / "future.csv", index=False)
+    options = ["--horizon", "4", "--time-limit", "0.1", "--context", "12", "--known", "promo", "--static", "place"]
+    assert titans("fit", tmp_path / "past.csv", "--out", tmp_path / "model", *options).code == 0
+    said = titans("predict", tmp_path / "model", "--future", tmp_path / "future.csv").table()
+    assert (said["TitansForecaster"] - later["y"].to_numpy()).abs().max() < 2
+    refused = titans("predict", tmp_path / "model")
+    assert refused.code == 2
+    assert "predict() needs future=" in refused.err

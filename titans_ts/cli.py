@@ -60,6 +60,9 @@ def fit(
     on_gap: Annotated[str, typer.Option(help="raise or mask missing rows.")] = "raise",
     on_duplicate: Annotated[str, typer.Option(help="raise, last or mean.")] = "raise",
     on_bad: Annotated[str, typer.Option(help="raise, or skip series that cannot be used.")] = "raise",
+    known: Annotated[list[str] | None, typer.Option(help="Covariate known ahead, repeatable.")] = None,
+    past: Annotated[list[str] | None, typer.Option(help="Covariate known up to the present, repeatable.")] = None,
+    static: Annotated[list[str] | None, typer.Option(help="Covariate with one value a series, repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     id_col: IdCol = "unique_id",
     time_col: TimeCol = "ds",
@@ -79,6 +82,9 @@ def fit(
         on_gap=on_gap,
         on_duplicate=on_duplicate,
         on_bad=on_bad,
+        known_covariates=tuple(known or ()),
+        past_covariates=tuple(past or ()),
+        static_covariates=tuple(static or ()),
         random_state=seed,
         id_col=id_col,
         time_col=time_col,
@@ -96,12 +102,17 @@ def predict(
     model: ModelFolder,
     horizon: Annotated[int | None, typer.Option(help="Steps; default: all that was fitted.")] = None,
     level: Annotated[list[int] | None, typer.Option(help="Central intervals in per cent, repeatable.")] = None,
+    future: Annotated[
+        Path | None, typer.Option(help="Long CSV of the known covariates of every step to forecast.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: standard output.")] = None,
 ) -> None:
     """Forecast every series of a saved forecaster."""
     from .forecasting.forecaster import TitansForecaster
 
-    forecast = TitansForecaster.load(model).predict(horizon, level=level or None)
+    forecaster = TitansForecaster.load(model)
+    ahead = None if future is None else _read(future, forecaster.id_col, forecaster.time_col)
+    forecast = forecaster.predict(horizon, level=level or None, future=ahead)
     forecast.to_csv(sys.stdout if out is None else out, index=False)
 
 
@@ -257,6 +268,27 @@ def panels(
 
     results = run_panels(tuple(name or SETS), tuple(model or OURS), out, folder=folder, seed=seed)
     typer.echo(panels_table(results).round(4).to_string())
+
+
+@benchmark.command()
+def prices(
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the prices; default: $TITANS_TS_DATA.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits, repeatable; default: 0 to 4.")] = None,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the test days unread.")] = "test",
+) -> None:
+    """Electricity prices, a day ahead: with covariates that are known ahead and without."""
+    from .benchmark.prices import SEEDS, prices_table, run_prices
+    from .benchmark.runs import write_json
+
+    result = run_prices(folder, seeds=tuple(seed or SEEDS), part=part)
+    typer.echo(prices_table(result).round(4).to_string(index=False))
+    found = result["change"]
+    typer.echo(
+        f"change by the covariates: {found['change']:+.1%}, 80 % interval {found['low']:+.1%} to {found['high']:+.1%}"
+    )
+    if out is not None:
+        write_json(result, out / f"prices-{part}.json")
 
 
 @benchmark.command()

@@ -129,6 +129,27 @@ def test_the_australian_trips_are_a_whole_hierarchy():
     assert frame.groupby("unique_id")["ds"].agg(list).map(lambda own: own == quarters.tolist()).all()
 
 
+@pytest.mark.skipif(registry.ENVIRONMENT_VARIABLE not in os.environ, reason="no folder of larger sets is named")
+def test_the_prices_bring_their_covariates():
+    card = data.describe("power_prices")
+    if registry._find(card, registry._folders(None)) is None:
+        pytest.skip(f"{card.file} is not in the named folder")
+    frame = data.load("power_prices")
+    assert list(frame.columns) == ["unique_id", "ds", "y", *card.covariates]
+    assert (len(frame), frame["unique_id"].unique().tolist()) == (card.rows, ["BE", "DE", "FR", "NP"])
+    assert not frame.isna().any(axis=None)
+
+
+def test_a_long_file_keeps_the_covariates_of_its_card_only(places, know):
+    content = b"unique_id,ds,y,load,note\na,2020-01-01,1.5,7,x\n"
+    card = dataclasses.replace(TOY, layout="long", sha256=hashlib.sha256(content).hexdigest(), covariates=("load",))
+    know(card)
+    (places["shipped"] / "toy.csv").write_bytes(content)
+    assert data.load("toy").columns.tolist() == ["unique_id", "ds", "y", "load"]
+    know(dataclasses.replace(card, covariates=()))
+    assert data.load("toy").columns.tolist() == ["unique_id", "ds", "y"]
+
+
 def test_a_wide_file_becomes_a_long_frame_series_by_series(places, know):
     (places["shipped"] / "toy.csv").write_bytes(CONTENT)
     frame = data.load("toy")

@@ -11,7 +11,10 @@ from titans_ts.forecasting.calibration import (
     error_table,
     error_unit,
     mixed_share,
+    season_scales,
 )
+from titans_ts.forecasting.clock import CountClock
+from titans_ts.forecasting.panel import Panel
 
 LEVELS = tuple(k / 10 for k in range(1, 10))
 WINDOWS, HORIZON = 400, 5
@@ -23,9 +26,8 @@ def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
     unit = 10.0 ** random.uniform(-2, 2, size=WINDOWS)
     truth = noise * unit[:, None] * random.normal(size=(WINDOWS, HORIZON)) * np.arange(1, HORIZON + 1)
     filled = np.ones((WINDOWS, HORIZON)) * unit[:, None]
-    return Judged(
-        truth, main * filled, fading * filled, None if head is None else unit[:, None, None] * head, unit, horizons
-    )
+    around = None if head is None else unit[:, None, None] * head
+    return Judged(truth, main * filled, fading * filled, around, unit, unit, horizons)
 
 
 @pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
@@ -96,7 +98,7 @@ def test_few_windows_share_one_shape_and_missing_truths_do_not_count():
 
 
 def test_what_stands_still_has_no_width():
-    flat = Judged(np.zeros((9, 2)), np.zeros((9, 2)), np.zeros((9, 2)), None, np.zeros(9), 1.0)
+    flat = Judged(np.zeros((9, 2)), np.zeros((9, 2)), np.zeros((9, 2)), None, np.zeros(9), np.ones(9), 1.0)
     assert (calibrate(flat, LEVELS).table == 0).all()
     assert error_unit(np.zeros(1), np.zeros(1)).tolist() == [0.0]
 
@@ -107,3 +109,25 @@ def test_a_forecast_takes_what_there_is():
     table = calibration.table[:3]
     mean, _, _ = type(calibration)(0.0, 0.25, 0.0, 1.0, table).forecast(main, fading, None, np.ones(1), LEVELS)
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
+
+
+def test_a_median_is_chosen_by_absolute_errors_alone():
+    random = np.random.default_rng(0)
+    truth = np.where(random.random((WINDOWS, HORIZON)) < 0.2, 10.0, 0.0)  # mostly nothing, now and then much
+    one = np.ones(WINDOWS)
+    data = Judged(truth, np.zeros_like(truth), np.full_like(truth, 2.0), None, one, one, 1e6)
+    assert calibrate(data, LEVELS, point="median").fading == 0.0
+    assert mixed_share(data, (2,)) == 1.0
+
+
+def test_the_scale_of_a_series_is_that_of_mase():
+    values = np.array([1.0, 2.0, 4.0, np.nan, 5.0, 9.0, 100.0])
+    panel = Panel(
+        np.concatenate([values, np.ones(7)]),
+        np.array([0, 7, 14]),
+        (0, 1),
+        np.array([6, 6]),
+        np.zeros(2, int),
+        CountClock(),
+    )
+    assert season_scales(panel, np.array([6, 6]), 2).tolist() == [2.0, 1.0]

@@ -16,6 +16,7 @@ from . import ablation as parts_of
 from . import gift as gift_eval
 from . import ltsf as long_horizon
 from .panels import OURS, PEERS, SETS
+from .prices import prices_table
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -246,6 +247,25 @@ def memory(folder: Path) -> str:
     return markdown(head, rows)
 
 
+def prices(folder: Path) -> str:
+    """Electricity prices: mean absolute error by market and relative to seasonal naive, and what covariates bring."""
+    run = json.loads((folder / "prices-test.json").read_text(encoding="utf-8"))
+    table = prices_table(run)
+    markets = list(run["rows"][0]["mae"])
+    head = ["forecaster", "covariates", "seeds", *(f"{name}: MAE" for name in markets)]
+    head += ["relative", "80 % interval covers", "fit, CPU s"]
+    rows = []
+    for each in table.to_dict("records"):
+        seeds = str(each["seeds"]) if each["forecaster"] == "Titans" else "-"
+        numbers = [f"{each[name]:.2f}" for name in markets]
+        last = [f"{each['relative_mae']:.3f}", f"{each['coverage-80']:.0%}", f"{each['fit_cpu_s']:.1f}"]
+        rows.append([each["forecaster"], each["covariates"], seeds, *numbers, *last])
+    found = run["change"]
+    said = f"**{found['change']:+.1%}** ({found['low']:+.1%} to {found['high']:+.1%})"
+    rows.append(["change by the covariates (80 % interval)", "", "", *[""] * len(markets), said, "", ""])
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
     "ltsf": ltsf,
@@ -255,6 +275,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "panels": panels,
     "memory": memory,
     "stream": stream,
+    "prices": prices,
 }
 
 

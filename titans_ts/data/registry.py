@@ -51,6 +51,7 @@ class Card:
     note: str | None = None
     horizon: int | None = None
     start: str | None = None
+    covariates: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
     keys: Sequence[str] = ()
     value_column: str = "y"
@@ -79,7 +80,8 @@ def describe(name: str) -> Card:
 
 
 def load(name: str, folder: str | os.PathLike[str] | None = None) -> pd.DataFrame:
-    """The data set as a long frame: `unique_id`, `ds` (time stamps) and `y` (float, NaN where missing).
+    """The data set as a long frame: `unique_id`, `ds` (time stamps), `y` (float, NaN where missing), and the columns
+    of its card's `covariates`.
 
     Series come in the order of the file, and each in the order of time. The file is taken from the first of: `folder`,
     `$TITANS_TS_DATA`, the sets that come with the package, the user's cache, a download into that cache. Its sha256 is
@@ -93,16 +95,23 @@ def load(name: str, folder: str | os.PathLike[str] | None = None) -> pd.DataFram
     card = describe(name)
     path = _find(card, _folders(folder)) or _download(card, folder)
     content = _checked(card, path)
-    if card.layout == "long":
-        return _read_long(content)
-    readers = {"wide": _read_wide, "tsf": _read_tsf, "columns": _read_columns, "keys": _read_keys}
+    readers = {
+        "long": _read_long,
+        "wide": _read_wide,
+        "tsf": _read_tsf,
+        "columns": _read_columns,
+        "keys": _read_keys,
+    }
     return readers[card.layout](content, card)
 
 
 @cache
 def _cards() -> dict[str, Card]:
     entries = tomllib.loads(Path(__file__).with_name("manifest.toml").read_text(encoding="utf-8"))
-    return {name: Card(name=name, **entry) for name, entry in entries.items()}
+    return {
+        name: Card(name=name, **{**entry, "covariates": tuple(entry.get("covariates", ()))})
+        for name, entry in entries.items()
+    }
 
 
 def _shipped() -> Path:
@@ -181,9 +190,9 @@ def _quiet(logger: logging.Logger) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _read_long(content: bytes) -> pd.DataFrame:
+def _read_long(content: bytes, card: Card) -> pd.DataFrame:
     frame = pd.read_csv(io.BytesIO(content), dtype={"unique_id": "str", "y": "float64"}, parse_dates=["ds"])
-    return frame[["unique_id", "ds", "y"]]
+    return frame[["unique_id", "ds", "y", *card.covariates]]
 
 
 def _read_wide(content: bytes, card: Card) -> pd.DataFrame:

@@ -79,7 +79,9 @@ def roll(
         else:
             before = origins[:, window - 1]
             work.update(panel.stretches(every_series, before, seen - before))
-        said.append(work._forecast(work._known.state, every_series))
+        state = work._known.state
+        ahead = work._ahead_in(panel.stretches(every_series, seen, np.full(len(panel), horizon)))
+        said.append(work._with_effect(work._forecast(state, every_series), state, every_series, ahead))
         if verbose:
             did = "learnt from" if learns else "updated to"
             print(f"window {window + 1}/{windows.count}: {did} {int(seen.sum())} rows", file=sys.stderr)

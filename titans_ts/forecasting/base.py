@@ -11,12 +11,15 @@ but `_learn` are pure: states go in and come out, row i of a state is series i.
 | `_append(state, other) -> state` | the rows of `other` after those of `state` |
 | `_forecast(state, rows) -> Forecast` | those rows, over the whole fitted horizon, at the trained quantile levels |
 | `_recent(state, rows) -> values` | the last values `[N, T]` that the state holds of those rows, NaN where unknown |
+
+A forecaster with covariates has two more: `_schema(fitted)` names their columns, and `_effect(state, rows, ahead)` says
+what known covariates `ahead` `[N, F, K]` add to the forecast of every step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import Any, NoReturn, Self
@@ -28,11 +31,11 @@ from sklearn.utils.validation import check_is_fitted
 from .backtest import Windows, roll
 from .clock import Clock, CountClock, season_length
 from .copula import paths
-from .door import read, show
+from .door import read, read_future, show
 from .forecast import Forecast, interval_levels, quantiles_at
 from .layout import Layout
 from .metrics import weighted_quantile_loss
-from .panel import DataError, Float, Int, Panel, future_times, shorten
+from .panel import DataError, Float, Int, Panel, Schema, future_times, shorten
 from .plotting import draw
 
 MOST_PLOTTED = 4  # series that a picture shows where none were named
@@ -99,6 +102,12 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _recent(self, state: Any, rows: Int) -> Float:
         raise NotImplementedError
 
+    def _schema(self, fitted: bool) -> Schema | None:
+        return None
+
+    def _effect(self, state: Any, rows: Int, ahead: Float) -> Float:
+        raise NotImplementedError
+
     # The public surface
 
     def fit(self, y: Any, X: object = None) -> Self:
@@ -123,20 +132,42 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
 
         The point forecast's column has the class's name, `quantiles=(0.1,)` adds `<name>-ql0.1`, `level=(80,)` adds
         `<name>-lo-80` and `<name>-hi-80`. `y=` forecasts these histories instead, with what was learnt, and forgets
-        them. `ids=` picks series.
+        them. `ids=` picks series. `future=` is a long frame with the known covariates of every step to forecast, whose
+        rows `make_future_frame` gives.
         """
         check_is_fitted(self, "_known")
         steps = self._steps(horizon)
-        if future is not None and not getattr(self, "known_covariates", ()):
-            raise ValueError(
-                "future= came, but no covariates are configured: leave it out, or fit with known_covariates="
-            )
         known, layout = self._histories(y)
         rows = _rows_of(known, ids)
+        ahead = self._read_ahead(future, known, rows, steps)
         forecast = self._forecast(known.state, rows)
         forecast = Forecast(forecast.point[:, :steps], forecast.quantiles[:, :steps], forecast.levels)
+        forecast = self._with_effect(forecast, known.state, rows, ahead)
         times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
         return layout.write(tuple(known.ids[row] for row in rows), times, self._columns(forecast, quantiles, level))
+
+    def make_future_frame(
+        self, horizon: int | None = None, y: Any = None, ids: Iterable[Hashable] | None = None
+    ) -> Any:
+        """The rows that `predict` with the same arguments forecasts, as a long frame of id and time: fill in the known
+        covariates and pass it as `future=`.
+
+        >>> from titans_ts.forecasting.baselines import SeasonalNaive
+        >>> SeasonalNaive(horizon=2).fit(np.arange(3.0)).make_future_frame()
+           unique_id  ds
+        0          0   3
+        1          0   4
+        """
+        check_is_fitted(self, "_known")
+        steps = self._steps(horizon)
+        known: Known | Panel = self._known
+        layout = self._layout
+        if y is not None:
+            known, layout, _ = self._read(y, clock=known.clock)
+        rows = _rows_of(known, ids)
+        layout = layout if layout.kind in ("long", "native") else replace(layout, kind="long")
+        times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
+        return layout.write(tuple(known.ids[row] for row in rows), times, {})
 
     def update(self, y_new: Any) -> Self:
         """Take in the rows that follow: time and memory grow with the new rows only. All of them are taken, or none.
@@ -179,8 +210,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         rows = np.array([self._known.rows[name] for name in new.ids], dtype=np.int64)
         state, truths, forecasts = self._known.state, [], []
         while True:
-            forecast = self._forecast(state, rows)
             now = new.head(self.horizon)
+            forecast = self._with_effect(self._forecast(state, rows), state, rows, self._ahead_in(now))
             inside = np.arange(self.horizon) < now.lengths[:, None]
             truths.append(now.values)
             forecasts.append(forecast.quantiles[inside])
@@ -250,6 +281,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         y: Any = None,
         ids: Iterable[Hashable] | None = None,
         seed: int | None = None,
+        future: Any = None,
     ) -> Any:
         """Paths that the series might take, whose steps belong together; nothing is changed.
 
@@ -264,7 +296,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         taken. The series are drawn independently of each other.
 
         The same `seed` gives a series the same paths, whichever `ids` are asked for and however far they go; None draws
-        new ones each time. `y=` continues these histories instead, as in `predict`.
+        new ones each time. `y=` continues these histories instead, and `future=` brings known covariates, as in
+        `predict`.
 
         >>> from titans_ts import Ridge
         >>> sample = Ridge(horizon=3).fit(np.sin(np.arange(99.0))).simulate(2, seed=0)
@@ -275,7 +308,12 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         count, steps = _whole(n_paths, "n_paths", "paths"), self._steps(horizon)
         known, layout = self._histories(y)
         rows = _rows_of(known, ids)
-        values = paths(self._forecast(known.state, rows), self.scores_, rows, count, seed)[..., :steps]
+        forecast = self._forecast(known.state, rows)
+        ahead = self._read_ahead(future, known, rows, steps)
+        if ahead is not None:  # drawn over the whole horizon, so that shorter paths are the beginnings of longer ones
+            ahead = np.pad(ahead, ((0, 0), (0, self.horizon - steps), (0, 0)), mode="edge")
+        forecast = self._with_effect(forecast, known.state, rows, ahead)
+        values = paths(forecast, self.scores_, rows, count, seed)[..., :steps]
         names = tuple(known.ids[row] for row in rows for _ in range(count))
         times = future_times(
             known.clock, np.repeat(known.ends[rows], count), np.repeat(known.phases[rows], count), steps
@@ -299,6 +337,12 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         figure, which pyplot never hears of.
         """
         check_is_fitted(self, "_known")
+        schema = self._schema(fitted=True)
+        if schema is not None and schema.known:
+            raise ValueError(
+                "plot() shows what the state holds, and with known covariates that is the series without their effect: "
+                "draw predict(future=...) beside your own data instead."
+            )
         known = self._known
         rows = np.arange(len(known.ids))[:MOST_PLOTTED] if ids is None else _rows_of(known, ids)
         recent = self._recent(known.state, rows)
@@ -368,7 +412,50 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             on_bad=getattr(self, "on_bad", "raise"),
             clock=clock,
             known=known,
+            schema=self._schema(fitted=clock is not None),
         )
+
+    def _read_ahead(self, future: Any, known: Known, rows: Int, steps: int) -> Float | None:
+        """The known covariates of the steps to forecast, `[N, F, K]`; None without such covariates."""
+        schema = self._schema(fitted=True)
+        if schema is None or not schema.known:
+            if future is not None:
+                raise ValueError(
+                    "future= came, but no covariates are configured: leave it out, or fit with known_covariates="
+                )
+            return None
+        if future is None:
+            raise ValueError(
+                f"predict() needs future=: the known covariates {shorten(schema.known)} of the next {steps} steps. "
+                f"Fix: frame = forecaster.make_future_frame({steps}), fill in these columns, predict(future=frame)."
+            )
+        return read_future(
+            future,
+            schema,
+            known.clock,
+            tuple(known.ids[row] for row in rows),
+            known.ends[rows],
+            known.phases[rows],
+            steps,
+            id_col=self.id_col,
+            time_col=self.time_col,
+            on_duplicate=self.on_duplicate,
+        )
+
+    def _ahead_in(self, new: Panel) -> Float | None:
+        """The known covariates of rows that have come, as `_read_ahead` gives them; NaN behind the last row."""
+        schema = self._schema(fitted=True)
+        if schema is None or not schema.known or new.covariates is None:
+            return None
+        ahead = np.full((len(new), self.horizon, new.covariates.known.shape[1]), np.nan)
+        ahead[np.arange(self.horizon) < new.lengths[:, None]] = new.covariates.known
+        return ahead
+
+    def _with_effect(self, forecast: Forecast, state: Any, rows: Int, ahead: Float | None) -> Forecast:
+        if ahead is None:
+            return forecast
+        effect = self._effect(state, rows, ahead)
+        return forecast._replace(point=forecast.point + effect, quantiles=forecast.quantiles + effect[..., None])
 
     def _prepare(self, panel: Panel, layout: Layout, skipped: dict[Hashable, str]) -> None:
         """The attributes that `_learn` may count on."""
@@ -476,7 +563,7 @@ def _refuse(new: Panel, known: Known, row: int, missing: Int, count: int) -> NoR
     raise DataError(f"series {new.ids[row]!r}: {reason}{others}. Fix: {fix}.")
 
 
-def _rows_of(known: Known, ids: Iterable[Hashable] | None) -> Int:
+def _rows_of(known: Known | Panel, ids: Iterable[Hashable] | None) -> Int:
     if ids is None:
         return np.arange(len(known.ids))
     wanted = [ids] if isinstance(ids, str) else list(ids)

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .panel import Float
+from .linear import series_scales
+from .panel import Float, Int, Panel
 
 Intervals: TypeAlias = Literal["auto", "conformal", "head"]
 
@@ -27,9 +28,9 @@ class Judged(NamedTuple):
     """Forecasts of windows whose future is known, in the order of time.
 
     truth `[W, F]`, NaN where unknown; main: the linear path with its correction; fading: of the fading memories; head:
-    the head's quantiles around `main` `[W, F, Q]`, None where there is no trained head; unit `[W]`: what
-    errors are counted in, see `error_unit`. horizons: how many of them a series has behind its training rows; 0 where
-    the windows are training rows themselves.
+    the head's quantiles around `main` `[W, F, Q]`, None where there is no trained head; unit `[W]`: what errors are
+    expected to grow with in each window, see `error_unit`; scale `[W]`: what the errors of each series are counted in.
+    horizons: how many of them a series has behind its training rows; 0 where the windows are training rows themselves.
     """
 
     truth: Float
@@ -37,6 +38,7 @@ class Judged(NamedTuple):
     fading: Float
     head: Float | None
     unit: Float
+    scale: Float
     horizons: float
 
 
@@ -108,6 +110,19 @@ def around_median(quantiles: Float, levels: tuple[float, ...]) -> Float:
     return quantiles - at_median(quantiles, levels)[..., None]
 
 
+def season_scales(panel: Panel, ends: Int, season: int) -> Float:
+    """The mean absolute difference of values a season apart before `ends`, of every series (its deviation where none
+    moves): the unit of MASE."""
+    scales = series_scales(panel, ends)
+    for row, end in enumerate(ends.tolist()):
+        values = panel.series(row)[:end]
+        moves = np.abs(values[season:] - values[:-season])
+        moves = moves[np.isfinite(moves)]
+        if moves.any():
+            scales[row] = moves.mean()
+    return scales
+
+
 def error_unit(deviation: Float, surprise: Float) -> Float:
     """What the errors of a forecast are expected to grow with `[N]`: the geometric mean of the deviation of the window
     and of the mean surprise of the fading memories, which follows the noise alone.
@@ -120,59 +135,65 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
 
 
 def calibrate(
-    judged: Judged, levels: tuple[float, ...], intervals: Intervals = "auto", *, mix: bool = True
+    judged: Judged,
+    levels: tuple[float, ...],
+    intervals: Intervals = "auto",
+    point: Literal["mean", "median"] = "mean",
+    *,
+    mix: bool = True,
 ) -> Calibration:
     """The mixture with the least error, and the quantiles with the least pinball loss, on these windows.
 
     The table is judged crosswise, each half of the windows by that of the other half. intervals: "conformal" takes the
-    table alone (split conformal prediction, each step for itself), "head" the head's quantiles alone. mix: whether the
-    fading memories may take part.
+    table alone (split conformal prediction, each step for itself), "head" the head's quantiles alone. point: which
+    errors choose the share of the fading memories, squared and absolute ones together or the absolute ones. mix:
+    whether they may take part.
     """
     moving = judged.unit > 0  # a series that stands still is forecast without an error, and has no unit
     if moving.any():
-        truth, main, fading, head, unit, horizons = judged
+        truth, main, fading, head, unit, scale, horizons = judged
         head = None if head is None else head[moving]
-        judged = Judged(truth[moving], main[moving], fading[moving], head, unit[moving], horizons)
+        judged = Judged(truth[moving], main[moving], fading[moving], head, unit[moving], scale[moving], horizons)
     middle = median_of(judged.main, judged.head, levels)
     median = 1.0 if error_of(judged, middle) < error_of(judged, judged.main) else 0.0
     judged = judged._replace(main=middle if median else judged.main)
-    share = mixed_share(judged) if mix else 0.0
+    share = mixed_share(judged, (1,) if point == "median" else (1, 2)) if mix else 0.0
     errors = judged.truth - mixed(judged.main, judged.fading, share)
     table = error_table(errors, judged.unit, levels)
     if judged.head is None or intervals == "conformal":
         return Calibration(median, share, 0.0, 1.0, table)
-    size = np.where(judged.unit > 0, judged.unit, 1.0)
-    scaled, head = errors / size[:, None], around_median(judged.head, levels) / size[:, None, None]
+    size = judged.scale[:, None]
+    scaled, head = errors / size, around_median(judged.head, levels) / size[..., None]
     width = min(WIDTHS, key=lambda factor: pinball(scaled, factor * head, levels))
     if intervals == "head":
         return Calibration(median, share, 1.0, width, table)
     own = width * head
     half = len(errors) // 2
     tables = [error_table(errors[other], judged.unit[other], levels) for other in (slice(half, None), slice(half))]
-    cross = np.repeat(np.stack(tables), [half, len(errors) - half], axis=0)
+    cross = (
+        np.repeat(np.stack(tables), [half, len(errors) - half], axis=0) * (judged.unit / judged.scale)[:, None, None]
+    )
     best = min((0.0, 0.5, 1.0), key=lambda part: pinball(scaled, part * own + (1 - part) * cross, levels))
     return Calibration(median, share, best, width, table)
 
 
 def error_of(judged: Judged, point: Float) -> float:
     """Squared and absolute error of a forecast, relative to those of `main`."""
-    unit = np.where(judged.unit > 0, judged.unit, 1.0)[:, None]
-    own, before = (np.abs(judged.truth - each)[~np.isnan(judged.truth)] for each in (point, judged.main))
-    size = np.broadcast_to(unit, judged.truth.shape)[~np.isnan(judged.truth)]
-    own, before = own / size, before / size
-    return float((own**2).sum() / max((before**2).sum(), 1e-300) + own.sum() / max(before.sum(), 1e-300))
+    own, before = (np.abs(judged.truth - each) / judged.scale[:, None] for each in (point, judged.main))
+    ratios = (np.nansum(own**p) / max(np.nansum(before**p), 1e-300) for p in (1, 2))
+    return float(sum(ratios))
 
 
-def mixed_share(judged: Judged) -> float:
-    """The share of the fading memories with the least squared and absolute error together, relative to none; half
-    where nothing says otherwise, and the nearer to it the less was validated."""
+def mixed_share(judged: Judged, powers: tuple[int, ...] = (1, 2)) -> float:
+    """The share of the fading memories with the least error, absolute (1), squared (2) or the mean of both, relative to
+    none; half where nothing says otherwise, and the nearer to it the less was validated."""
     known = ~(np.isnan(judged.truth) | np.isnan(judged.main) | np.isnan(judged.fading))
     if not known.any() or not judged.horizons:
         return UNDECIDED
-    unit = np.broadcast_to(np.where(judged.unit > 0, judged.unit, 1.0)[:, None], known.shape)[known]
+    unit = np.broadcast_to(judged.scale[:, None], known.shape)[known]
     error = (judged.truth[known] - judged.main[known]) / unit
     step = (judged.fading[known] - judged.main[known]) / unit
-    losses = [np.array([((error - s * step) ** 2).mean(), np.abs(error - s * step).mean()]) for s in SHARES]
+    losses = [np.array([(np.abs(error - s * step) ** p).mean() for p in powers]) for s in SHARES]
     first = np.maximum(losses[0], 1e-300)
     doubt = DOUBT / max(judged.horizons, 1.0)
     costs = [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .clock import Clock, CountClock, DateClock, PeriodClock, make_clock
+from .covariates import NUMBERS, CovariatePath, Effect
 from .layout import Layout
+from .panel import Schema
 
 FORMAT = 1  # raised when an older reader would misread what is written
 
@@ -135,6 +139,39 @@ def clock_from_json(saved: Mapping[str, Any]) -> Clock:
         return PeriodClock(saved["base"], saved["step"])
     times = pd.DatetimeIndex([], dtype=f"datetime64[{saved['unit']}]").tz_localize(saved["tz"])
     return make_clock(times, np.zeros(0, dtype=bool), saved["freq"])
+
+
+def covariates_to_json(path: CovariatePath) -> dict[str, Any]:
+    """What is said in words of a covariate path; its numbers are tensors."""
+    schema, effect = path.schema, asdict(path.effect)
+    effect["pooling"] = None if path.effect.pooling == math.inf else path.effect.pooling
+    return {
+        "known": schema.known,
+        "past": schema.past,
+        "static": schema.static,
+        "categories": [[name, ids_to_json(found)] for name, found in (schema.categories or {}).items()],
+        "ids": ids_to_json(path.ids),
+        "effect": effect,
+        "look_back": path.look_back,
+        "penalty": path.penalty,
+        "share": path.share,
+    }
+
+
+def covariates_from_json(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CovariatePath:
+    """The inverse of `covariates_to_json`, with the numbers among the tensors."""
+    effect = saved["effect"]
+    pooling = math.inf if effect["pooling"] is None else effect["pooling"]
+    categories = {name: tuple(id_from_json(each) for each in found) for name, found in saved["categories"]}
+    return CovariatePath(
+        schema=Schema(tuple(saved["known"]), tuple(saved["past"]), tuple(saved["static"]), categories),
+        ids=tuple(id_from_json(name) for name in saved["ids"]),
+        effect=Effect(**{**effect, "pooling": pooling, "lags": tuple(effect["lags"]), "gain": tuple(effect["gain"])}),
+        look_back=saved["look_back"],
+        penalty=saved["penalty"],
+        share=saved["share"],
+        **{name: tensors[f"covariates.{name}"].numpy() for name in NUMBERS},
+    )
 
 
 def layout_to_json(layout: Layout) -> dict[str, Any]:

@@ -42,9 +42,10 @@ def validation_scores(forecaster: PanelForecaster, panel: Panel, ends: Int, past
         if len(series):
             start = np.maximum(origin - past, 0)
             state = forecaster._start(panel.stretches(series, start, origin - start))
-            forecast = forecaster._forecast(state, np.arange(len(series)))
-            truth = panel.stretches(series, origin, np.full(len(series), horizon)).values.reshape(-1, horizon)
-            scores = dependence(truth, forecast.quantiles, forecast.levels)
+            future, every = panel.stretches(series, origin, np.full(len(series), horizon)), np.arange(len(series))
+            forecast = forecaster._forecast(state, every)
+            forecast = forecaster._with_effect(forecast, state, every, forecaster._ahead_in(future))
+            scores = dependence(future.values.reshape(-1, horizon), forecast.quantiles, forecast.levels)
         if len(scores) >= FEWEST:
             break
     return scores

@@ -16,6 +16,19 @@ What happens to bad data:
 | constant series | accepted |
 | time zone, integer time, periods, categorical ids | kept to the output |
 
+Covariates, where a `Schema` names some:
+
+| case | behaviour |
+|---|---|
+| text, bool, category and object columns | categories; one that `fit` did not see counts as the average one |
+| all other columns | numbers |
+| a missing or infinite value of a known or static covariate, an infinite one of a past covariate | error |
+| a missing value of a past covariate | the last one before it counts |
+| a static covariate that changes inside a series | error |
+| rows that `on_gap="mask"` fills in | known covariates count as average there |
+| rows that `on_duplicate` joins | the covariates of the last of them |
+| anything but a long frame | error |
+
 With `on_bad="skip"` a series that still fails is left out and reported with its reason; when none is left, that is an
 error too.
 """
@@ -23,7 +36,8 @@ error too.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,9 +45,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from .clock import Clock, CountClock, TimeError, make_clock, most_common
-from .intake import Intake, take
+from .intake import Intake, take, take_future
 from .layout import Layout
-from .panel import DataError, Float, Int, Panel, offsets_of
+from .panel import Covariates, DataError, Float, Int, Panel, Schema, future_times, offsets_of, shorten
 
 Bool: TypeAlias = NDArray[np.bool_]
 
@@ -55,13 +69,14 @@ def read(
     on_bad: str = "raise",
     clock: Clock | None = None,
     known: Container[Hashable] = (),
+    schema: Schema | None = None,
 ) -> tuple[Panel, Layout, dict[Hashable, str]]:
     """The panel in `y`, its layout, and the series left out with their reasons (`on_bad="skip"`).
 
     `y` is a long frame (pandas, or any eager frame that narwhals reads), a Series with a time index, a wide frame (time
     index, a column a series), a 1-D array (one series), a 2-D array `[time, series]`, an iterable of `{"target",
     "start", "item_id"}`, or a `Panel`. `clock` reads new rows on the steps of a known panel instead of finding the
-    frequency; `known` ids may come with missing values only.
+    frequency; `known` ids may come with missing values only. `schema` names covariates.
 
     >>> days = pd.date_range("2024-01-01", periods=3, freq="D")
     >>> panel, layout, skipped = read(pd.DataFrame({"unique_id": "a", "ds": days, "y": [1.0, None, 3.0]}))
@@ -75,14 +90,85 @@ def read(
     if isinstance(y, Panel):
         if clock is not None and y.clock != clock:
             raise DataError(f"the panel steps by {y.freq!r}, {clock.freq!r} is known")
+        have = None if y.covariates is None else y.covariates.schema
+        if schema is not None and (
+            have is None
+            or have.names != schema.names
+            or (schema.categories is not None and have.categories != schema.categories)
+        ):
+            raise DataError(
+                f"the panel has the covariates {shorten(have.names) if have else 'none'}, and those of the forecaster "
+                f"are {shorten(schema.names)}. Fix: read the panel with them, or pass a long frame."
+            )
         return y, Layout("long", id_col, time_col, target_col), {}
-    came = take(y, id_col, time_col, target_col, freq)
+    came = take(y, id_col, time_col, target_col, freq, schema)
     sieve = _Sieve(came.ids, on_bad)
     rows = _locate(came, sieve, freq, clock)
     rows = _settle_duplicates(rows, sieve, on_duplicate)
     rows = _check_grid(rows, sieve, freq, clock, on_gap)
     rows = _check_values(rows, sieve, known)
-    return _gather(rows, came.ids), came.layout, sieve.skipped
+    if came.schema is not None:
+        rows = _check_covariates(rows, sieve, came.schema)
+    return _gather(rows, came.ids, came.schema), came.layout, sieve.skipped
+
+
+def read_future(
+    frame: Any,
+    schema: Schema,
+    clock: Clock,
+    ids: tuple[Hashable, ...],
+    ends: Int,
+    phases: Int,
+    steps: int,
+    *,
+    id_col: str = "unique_id",
+    time_col: str = "ds",
+    on_duplicate: str = "raise",
+) -> Float:
+    """The known covariates `[N, steps, K]` of these series over the `steps` after their ends, from a long frame.
+
+    Rows of other series and of other times are left aside. Every row that is wanted must be there, with a value.
+    """
+    came = take_future(frame, id_col, time_col, schema)
+    places = {name: row for row, name in enumerate(ids)}
+    series = np.array([places.get(name, -1) for name in came.ids] + [-1], dtype=np.int64)[came.codes]
+    inside = np.flatnonzero((series >= 0) & ~np.asarray(came.times.isna()))
+    series, times, extras = series[inside], came.times[inside], _extras(came)[inside]
+    try:
+        ordinals, _, on_grid = clock.locate(times)
+    except TimeError as error:
+        raise DataError(f"future: {error}.") from None
+    step = ordinals - ends[series] - 1
+    met = on_grid & (step >= 0) & (step < steps)
+    met[met] = np.asarray(clock.times(ordinals[met], phases[series[met]]) == times[met])
+    series, step, extras = series[met], step[met], extras[met]
+    count = np.zeros((len(ids), steps), dtype=np.int64)
+    np.add.at(count, (series, step), 1)
+    fix = "make_future_frame() gives every row that is wanted; fill in the columns and pass it"
+    _refuse_future(count == 0, "no row", clock, ids, ends, phases, fix)
+    if on_duplicate == "raise":
+        _refuse_future(count > 1, "more than one row", clock, ids, ends, phases, "keep one of them")
+    values = np.empty((len(ids), steps, extras.shape[1]))
+    values[series, step] = extras
+    for place, name in enumerate(schema.known):
+        bad = ~np.isfinite(values[..., place])
+        _refuse_future(bad, f"no finite value of {name!r}", clock, ids, ends, phases, f"fill in {name!r} there")
+    return _one_hot(values.reshape(-1, values.shape[2]), schema, schema.known).reshape(len(ids), steps, -1)
+
+
+def _refuse_future(
+    bad: Bool, what: str, clock: Clock, ids: tuple[Hashable, ...], ends: Int, phases: Int, fix: str
+) -> None:
+    if not bad.any():
+        return
+    rows = np.flatnonzero(bad.any(axis=1))
+    row = rows[[0]]
+    wrong = future_times(clock, ends[row], phases[row], bad.shape[1])[bad[row[0]]]
+    others = f" ({len(rows) - 1} more series too)" if len(rows) > 1 else ""
+    raise DataError(
+        f"future has {what} for series {ids[row[0]]!r} at {len(wrong)} of the {bad.shape[1]} steps to forecast "
+        f"({', '.join(map(str, wrong[:3]))}{', ...' if len(wrong) > 3 else ''}){others}. Fix: {fix}."
+    )
 
 
 @dataclass(frozen=True)
@@ -96,6 +182,7 @@ class _Rows:
     on_grid: Bool
     y: Float
     clock: Clock
+    extras: Float
 
     def keep(self, chosen: Bool | Int) -> _Rows:
         return _Rows(
@@ -106,6 +193,7 @@ class _Rows:
             self.on_grid[chosen],
             self.y[chosen],
             self.clock,
+            self.extras[chosen],
         )
 
     def same(self) -> Bool:
@@ -154,7 +242,7 @@ def show(clock: Clock, ordinal: int | np.int64, phase: int | np.int64) -> str:
 
 
 def _locate(came: Intake, sieve: _Sieve, freq: str | int | None, clock: Clock | None) -> _Rows:
-    codes, times, y = came.codes, came.times, came.y
+    codes, times, y, extras = came.codes, came.times, came.y, _extras(came)
     missing = came.codes < 0
     kept = sieve.keep(
         codes,
@@ -163,7 +251,7 @@ def _locate(came: Intake, sieve: _Sieve, freq: str | int | None, clock: Clock | 
         f"drop them, or fill {came.layout.id_col!r}",
     )
     if kept is not None:
-        codes, times, y = codes[kept], times[kept], y[kept]
+        codes, times, y, extras = codes[kept], times[kept], y[kept], extras[kept]
     kept = sieve.keep(
         codes,
         np.asarray(times.isna()),
@@ -171,11 +259,11 @@ def _locate(came: Intake, sieve: _Sieve, freq: str | int | None, clock: Clock | 
         f"drop them, or fill {came.layout.time_col!r}",
     )
     if kept is not None:
-        codes, times, y = codes[kept], times[kept], y[kept]
+        codes, times, y, extras = codes[kept], times[kept], y[kept], extras[kept]
     counts = times.to_numpy(dtype=np.int64) if times.dtype.kind in "iu" else times.asi8
     if not _is_sorted(codes, counts):
         order = np.lexsort((counts, codes))
-        codes, times, y = codes[order], times[order], y[order]
+        codes, times, y, extras = codes[order], times[order], y[order], extras[order]
     try:
         if not came.layout.timed:
             clock = CountClock(timed=False)  # a declared frequency tells an array's season, not its times
@@ -184,7 +272,12 @@ def _locate(came: Intake, sieve: _Sieve, freq: str | int | None, clock: Clock | 
         ordinals, phases, on_grid = clock.locate(times)
     except TimeError as error:
         raise DataError(f"series {came.ids[codes[0]]!r}, from {times[0]} on: {error}") from None
-    return _Rows(codes, times, ordinals, phases, _on_grid(codes, times, ordinals, phases, on_grid, clock), y, clock)
+    on_grid = _on_grid(codes, times, ordinals, phases, on_grid, clock)
+    return _Rows(codes, times, ordinals, phases, on_grid, y, clock, extras)
+
+
+def _extras(came: Intake) -> Float:
+    return np.empty((len(came.codes), 0)) if came.extras is None else came.extras
 
 
 def _is_sorted(codes: Int, counts: Int) -> bool:
@@ -228,7 +321,8 @@ def _settle_duplicates(rows: _Rows, sieve: _Sieve, on_duplicate: str) -> _Rows:
     count = np.add.reduceat(observed.astype(np.float64), first)
     once = rows.keep(first)
     mean = np.divide(total, count, out=np.full(len(first), np.nan), where=count > 0)
-    return _Rows(once.code, once.times, once.ordinal, once.phase, once.on_grid, mean, once.clock)
+    extras = rows.extras[np.append(first[1:], len(rows.code)) - 1]
+    return replace(once, y=mean, extras=extras)
 
 
 def _check_grid(rows: _Rows, sieve: _Sieve, freq: str | int | None, clock: Clock | None, on_gap: str) -> _Rows:
@@ -318,7 +412,39 @@ def _check_values(rows: _Rows, sieve: _Sieve, known: Container[Hashable]) -> _Ro
     return rows if kept is None else rows.keep(kept)
 
 
-def _gather(rows: _Rows, ids: list[Hashable]) -> Panel:
+def _check_covariates(rows: _Rows, sieve: _Sieve, schema: Schema) -> _Rows:
+    for place, name in enumerate(schema.names):
+        column = rows.extras[:, place]
+        bad = np.isinf(column) if name in schema.past else ~np.isfinite(column)
+        reason = partial(_say, rows, f"rows have no finite value of covariate {name!r}")
+        kept = sieve.keep(rows.code, bad, reason, f"fill in {name!r} there")
+        rows = rows if kept is None else rows.keep(kept)
+    for place, name in list(enumerate(schema.names))[len(schema.known) + len(schema.past) :]:
+        changed = np.concatenate([[False], rows.same() & (np.diff(rows.extras[:, place]) != 0)])
+        reason = partial(_say, rows, f"times static covariate {name!r} changes")
+        kept = sieve.keep(rows.code, changed, reason, f"give it one value, or name {name!r} in known_covariates")
+        rows = rows if kept is None else rows.keep(kept)
+    return rows
+
+
+def _say(rows: _Rows, what: str, row: int, count: int) -> str:
+    return f"{count} {what} (first at {rows.time(row)})"
+
+
+def _one_hot(extras: Float, schema: Schema, names: tuple[str, ...]) -> Float:
+    """The columns `names` as they are behind the door; a category that `fit` did not see is NaN everywhere."""
+    columns = []
+    for place, name in enumerate(names):
+        column = extras[:, place, None]
+        categories = (schema.categories or {}).get(name)
+        if categories is not None:
+            hot = (column == np.arange(len(categories))).astype(np.float64)
+            column = np.where(column >= 0, hot, np.nan)
+        columns.append(column)
+    return np.concatenate([np.empty((len(extras), 0)), *columns], axis=1)
+
+
+def _gather(rows: _Rows, ids: list[Hashable], schema: Schema | None) -> Panel:
     first = rows.firsts()
     last = np.append(first[1:], len(rows.code)) - 1
     start = rows.ordinal[first]
@@ -327,4 +453,10 @@ def _gather(rows: _Rows, ids: list[Hashable]) -> Panel:
     values = np.full(offsets[-1], np.nan)
     values[place] = rows.y
     names = tuple(ids[code] for code in rows.code[first])
-    return Panel(values, offsets, names, rows.ordinal[last], rows.phase[first], rows.clock)
+    beside = None
+    if schema is not None:
+        cut = len(schema.known) + len(schema.past)
+        moving = _one_hot(rows.extras[:, :cut], schema, schema.known + schema.past)
+        static = _one_hot(rows.extras[first, cut:], schema, schema.static)
+        beside = Covariates(moving, static, schema).spread(place, len(values))
+    return Panel(values, offsets, names, rows.ordinal[last], rows.phase[first], rows.clock, beside)

@@ -6,7 +6,7 @@ N series, L context, F future step, Q quantile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,10 +27,12 @@ from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel, window_scale
 from .base import Known, PanelForecaster
 from .baselines import DECILES, PAST, check_levels, usual_context, validation_ends
-from .calibration import Calibration, Intervals, Judged, calibrate, error_unit
+from .calibration import Calibration, Intervals, Judged, calibrate, error_unit, season_scales
 from .checkpoint import (
     clock_from_json,
     clock_to_json,
+    covariates_from_json,
+    covariates_to_json,
     id_from_json,
     ids_to_json,
     layout_from_json,
@@ -39,14 +41,16 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .copula import validation_scores
+from .covariates import CovariatePath, CovariateState, fit_covariates, path_tensors, refitted, with_map
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
 from .linear import JUDGED, LinearPath, apply_linear, cut, draw, fit_linear, places, series_scales, windows_between
-from .panel import DataError, Float, Int, Panel
+from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Batch, Rows, TrainConfig, train
 
 _SEEDING = Lock()
+BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
 MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
 POOLINGS = (math.inf, 16.0, 8.0, 4.0, 2.0)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
@@ -55,11 +59,12 @@ BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(
 
 class PanelState(NamedTuple):
     """What is kept of every series: the model's state, which map of the linear path is its own (0: the shared), and
-    its fading memories."""
+    its fading memories, and what its covariates leave behind (nothing without covariates)."""
 
     series: SeriesState
     maps: IntTensor[Tensor, " N"]
     fading: FadingState
+    covariates: Any = ()  # a CovariateState
 
 
 class TitansForecaster(PanelForecaster):
@@ -95,6 +100,12 @@ class TitansForecaster(PanelForecaster):
     adapt: whether `update` lets the memories learn; False freezes them as `fit` left them, for comparison.
     warm_start: `fit` again goes on from the present weights where they fit the data.
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
+    known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
+        (calendar, prices, forecasts of the weather; `predict` then needs `future=`), known up to the present, and one
+        value a series. New rows bring all of them. Text, bool, category and object columns are categories, all others
+        numbers; a category that `fit` did not see counts as the average of those it saw. The known ones have an
+        additive effect, the others correct the linear path; each enters as far as the validation rows confirm it, which
+        can be not at all.
     on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
         ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
         ("pad", "skip", "raise").
@@ -108,6 +119,7 @@ class TitansForecaster(PanelForecaster):
         weight of the model's correction, 0 to 1, and calibration_: how the parts of the forecast are put together, both
         as validation confirms them.
     scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
+    covariates_: the effect of the known covariates and the map of the others (`CovariatePath`); None without any.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -124,6 +136,7 @@ class TitansForecaster(PanelForecaster):
     """
 
     model_: TimeSeriesModel
+    covariates_: CovariatePath | None = None
 
     def __init__(
         self,
@@ -141,6 +154,9 @@ class TitansForecaster(PanelForecaster):
         adapt: bool = True,
         warm_start: bool = False,
         time_limit: float | None = None,
+        known_covariates: Sequence[str] = (),
+        past_covariates: Sequence[str] = (),
+        static_covariates: Sequence[str] = (),
         on_gap: str = "raise",
         on_duplicate: str = "raise",
         on_bad: str = "raise",
@@ -166,6 +182,9 @@ class TitansForecaster(PanelForecaster):
         self.adapt = adapt
         self.warm_start = warm_start
         self.time_limit = time_limit
+        self.known_covariates = known_covariates
+        self.past_covariates = past_covariates
+        self.static_covariates = static_covariates
         self.on_gap = on_gap
         self.on_duplicate = on_duplicate
         self.on_bad = on_bad
@@ -200,6 +219,22 @@ class TitansForecaster(PanelForecaster):
 
     # Hooks of PanelForecaster
 
+    def _schema(self, fitted: bool) -> Schema | None:
+        if fitted:
+            return None if self.covariates_ is None else self.covariates_.schema
+        given = (self.known_covariates, self.past_covariates, self.static_covariates)
+        if not any(len(names) for names in given):
+            return None
+        for kind, names in zip(("known", "past", "static"), given, strict=True):
+            require(not isinstance(names, str), f"{kind}_covariates={names!r} is one string: pass ({names!r},).")
+        flat = [name for names in given for name in names]
+        twice = sorted({name for name in flat if flat.count(name) > 1}, key=str)
+        require(not twice, f"{shorten(twice)} is named more than once among the covariates: name each column once.")
+        taken = [name for name in flat if name in (self.id_col, self.time_col, self.target_col)]
+        require(not taken, f"{shorten(taken)} is the id, the time or the value: it cannot be a covariate too.")
+        known, past, static = map(tuple, given)
+        return Schema(known, past, static)
+
     def _learn(self, panel: Panel) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
         require(
@@ -213,8 +248,16 @@ class TitansForecaster(PanelForecaster):
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
-        linear_fit = partial(fit_linear, panel, context, self.horizon, max_windows=MAX_WINDOWS, seed=seed)
-        path = linear_fit(train_ends=ends, units=("window", "series"), poolings=POOLINGS, blends=BLENDS)
+        raw, beside, covariates = panel, panel.covariates, None
+        if beside is not None:
+            require(
+                settings.linear or not (beside.schema.past or beside.schema.static),
+                "past and static covariates correct the linear path: leave it on (train__linear).",
+            )
+            covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
+            panel = covariates.without_effect(panel)
+        linear_fit = partial(fit_linear, context=context, horizon=self.horizon, max_windows=MAX_WINDOWS, seed=seed)
+        path = linear_fit(panel, train_ends=ends, units=("window", "series"), poolings=POOLINGS, blends=BLENDS)
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
@@ -241,37 +284,53 @@ class TitansForecaster(PanelForecaster):
                 verbose=self.verbose,
             )
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
+        scales = season_scales(panel, ends, self.season_length_)
         if fitted.judged is None:
             require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
-            judged = judge_linear(path, fading, panel, ends)
+            judged = judge_linear(path, fading, panel, ends, scales)
         else:
-            judged = judge_model(fitted.judged, fitted.weight, fading, panel, ends)
-        calibration = calibrate(judged, self.levels_, self.intervals, mix=settings.fading)
+            judged = judge_model(fitted.judged, fitted.weight, fading, panel, ends, scales, context)
+        calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
+        if covariates is not None and beside is not None:
+            covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
         self.model_ = model
         self.linear_ = path if settings.linear else None
-        self.fading_, self.calibration_ = fading, calibration
+        self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
         self.correction_, self.history_ = fitted.weight, fitted.history
         self.context_length_, self.patch_length_ = context, patch
-        # Measured before linear path and fading memories learn the validation rows too.
-        self.scores_ = validation_scores(self, panel, ends, PAST * context)
+        # Measured before all that is in closed form learns the validation rows too.
+        self.scores_ = validation_scores(self, raw, ends, PAST * context)
         if settings.refit:
-            self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
-        if settings.refit and settings.linear:
+            if covariates is not None:
+                covariates = refitted(covariates, raw)
+                panel = covariates.without_effect(raw)
             whole = linear_fit(
-                penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
+                panel, penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
             )
-            self.linear_ = replace(whole, losses=path.losses)
+            path = replace(whole, losses=path.losses)
+            if covariates is not None and beside is not None:
+                ends = panel.lengths
+                covariates = with_map(covariates, path, panel, beside, ends, self.season_length_, confirm=False)
+            self.linear_ = path if settings.linear else None
+            self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
+            self.covariates_ = covariates
 
     def _start(self, panel: Panel) -> PanelState:
         maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
+        beside: Any = ()
+        if self.covariates_ is not None:
+            panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
         series = prefill(self.model_, panel)
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
-        return PanelState(series, torch.from_numpy(maps).to(device), fading)
+        return PanelState(series, torch.from_numpy(maps).to(device), fading, beside)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
         part = select_rows(state, place)
+        if self.covariates_ is not None:
+            new, beside = self.covariates_.advance(part.covariates, new)
+            part = part._replace(covariates=beside)
         series = advance(self.model_, part.series, new, adapt=self.adapt)
         return put_rows(state, place, part._replace(series=series, fading=self.fading_.absorb(part.fading, new)))
 
@@ -298,11 +357,28 @@ class TitansForecaster(PanelForecaster):
         head = scale[..., None] * said.offsets.double().cpu().numpy()
         fading = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(main, fading, head, unit, self.levels_)
-        return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
+        point = median if self.point == "median" else mean
+        if self.covariates_ is not None and self.covariates_.share:
+            more = self.covariates_.left_over(part.covariates, windows)
+            widths = self.covariates_.narrowing[:, None] * (quantiles - median[..., None])
+            point, quantiles = point + more, (median + more)[..., None] + widths
+        return Forecast(point, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
         recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.maps.device)].cpu().numpy()
         return recent
+
+    def _effect(self, state: PanelState, rows: Int, ahead: Float) -> Float:
+        if self.covariates_ is None:
+            raise ValueError("this forecaster has no covariates")
+        place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
+        return self.covariates_.ahead(select_rows(state.covariates, place), ahead)
+
+    def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
+        new, skipped = super()._read_on(y_new, known)
+        if new.covariates is not None and self.covariates_ is not None:
+            _check_static(new, new.covariates, known)
+        return new, skipped
 
     # Saving
 
@@ -318,6 +394,8 @@ class TitansForecaster(PanelForecaster):
         params["model"] = None if self.model is None else asdict(self.model)
         params["train"] = None if self.train is None else asdict(self.train)
         params["quantiles"] = list(self.quantiles)
+        for kind in ("known", "past", "static"):
+            params[f"{kind}_covariates"] = list(params[f"{kind}_covariates"])
         if isinstance(self.random_state, np.random.RandomState):
             params["random_state"] = None  # a generator has no spelling; its draws are in the weights already
         config = {
@@ -335,6 +413,8 @@ class TitansForecaster(PanelForecaster):
             "clock": clock_to_json(known.clock),
             "layout": layout_to_json(self._layout),
         }
+        if self.covariates_ is not None:
+            config["covariates"] = covariates_to_json(self.covariates_)
         tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
         tensors |= state_tensors(known.state.series)
         tensors |= {
@@ -347,6 +427,9 @@ class TitansForecaster(PanelForecaster):
             "phases": torch.from_numpy(known.phases),
             "scores": torch.from_numpy(self.scores_),
         }
+        if self.covariates_ is not None:
+            tensors |= path_tensors(self.covariates_)
+            tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
         write_checkpoint(path, config, tensors)
@@ -358,7 +441,8 @@ class TitansForecaster(PanelForecaster):
         params = config["params"]
         params["model"] = None if params["model"] is None else _backbone_from(params["model"])
         params["train"] = None if params["train"] is None else TrainConfig(**params["train"])
-        params["quantiles"] = tuple(params["quantiles"])
+        for name in ("quantiles", "known_covariates", "past_covariates", "static_covariates"):
+            params[name] = tuple(params.get(name, ()))
         forecaster = cls(**{**params, "device": device})
         shape = config["model"]
         shape["backbone"], shape["quantiles"] = _backbone_from(shape["backbone"]), tuple(shape["quantiles"])
@@ -369,6 +453,12 @@ class TitansForecaster(PanelForecaster):
         forecaster.linear_ = None
         if config["linear"] is not None:
             forecaster.linear_ = _linear_from_json(config["linear"], tensors["linear"].numpy())
+        forecaster.covariates_ = None
+        beside: Any = ()
+        if "covariates" in config:
+            forecaster.covariates_ = covariates_from_json(config["covariates"], tensors)
+            place = forecaster._device()
+            beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
         forecaster.correction_ = config["correction"]
         forecaster.calibration_ = Calibration(**config["calibration"], table=tensors["errors"].numpy())
         forecaster.fading_ = Fading(
@@ -395,6 +485,7 @@ class TitansForecaster(PanelForecaster):
                 fading=FadingState(
                     *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
                 ),
+                covariates=beside,
             ),
         )
         return forecaster
@@ -439,10 +530,10 @@ class TitansForecaster(PanelForecaster):
         return torch.device(self.device)
 
 
-def judge_linear(path: LinearPath, fading: Fading, panel: Panel, ends: Int) -> Judged:
+def judge_linear(path: LinearPath, fading: Fading, panel: Panel, ends: Int, scales: Float) -> Judged:
     """Forecasts of the linear path alone for the rows from `ends` on, or of all rows where there are none."""
     windows = windows_between(panel, path.context_length, path.horizon, ends, panel.lengths)
-    horizons = validated_horizons(panel, ends, path.horizon)
+    horizons = validated_horizons(panel, ends, path.horizon, path.context_length)
     if not windows.total:
         windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(ends), panel.lengths)
     windows = draw(windows, JUDGED, np.random.default_rng(0))
@@ -453,22 +544,47 @@ def judge_linear(path: LinearPath, fading: Fading, panel: Panel, ends: Int) -> J
     said, surprise = fading.at(panel, series, origins, path.horizon)
     main = apply_linear(path, contexts, path.maps_of(panel.ids)[series])
     deviation = window_scale(torch.from_numpy(contexts))[1].numpy()
-    return Judged(truth, main, said, None, error_unit(deviation, surprise), horizons)
+    return Judged(truth, main, said, None, error_unit(deviation, surprise), scales[series], horizons)
 
 
-def judge_model(batch: Batch, weight: float, fading: Fading, panel: Panel, ends: Int) -> Judged:
+def judge_model(
+    batch: Batch, weight: float, fading: Fading, panel: Panel, ends: Int, scales: Float, context: int
+) -> Judged:
     """Forecasts of the model, with this weight of its correction, beside those of the fading memories."""
     base, shift, offsets, scale, truth, _, series, origins = (part.double().cpu().numpy() for part in batch)
-    horizons = validated_horizons(panel, ends, truth.shape[1])
-    said, surprise = fading.at(panel, series.astype(np.int64), origins.astype(np.int64), truth.shape[1])
+    horizons = validated_horizons(panel, ends, truth.shape[1], context)
+    series = series.astype(np.int64)
+    said, surprise = fading.at(panel, series, origins.astype(np.int64), truth.shape[1])
     main = base + weight * scale[:, None] * shift
-    return Judged(truth, main, said, scale[:, None, None] * offsets, error_unit(scale, surprise), horizons)
+    unit = error_unit(scale, surprise)
+    return Judged(truth, main, said, scale[:, None, None] * offsets, unit, scales[series], horizons)
 
 
-def validated_horizons(panel: Panel, ends: Int, horizon: int) -> float:
-    """How many horizons the validation rows of a series are long, on average over the series that have some."""
+def validated_horizons(panel: Panel, ends: Int, horizon: int, context: int) -> float:
+    """How many horizons the validation rows of a series are long, on average over the series that have some.
+
+    Where none has, training rows stand in for one horizon if there are so many that the linear path cannot have learnt
+    them by heart.
+    """
     rows = (panel.lengths - ends)[panel.lengths > ends]
-    return float(rows.mean()) / horizon if rows.size else 0.0
+    if rows.size:
+        return float(rows.mean()) / horizon
+    return float(np.maximum(panel.lengths - horizon, 0).sum() >= BY_HEART * context)
+
+
+def _check_static(new: Panel, beside: Covariates, known: Known) -> None:
+    """A static covariate of a known series is what it was."""
+    schema = beside.schema
+    old = np.array([known.rows.get(name, -1) for name in new.ids], dtype=np.int64)
+    there = np.flatnonzero(old >= 0)
+    was, now = known.state.covariates.static.cpu().numpy()[old[there]], beside.static[there]
+    owner = np.repeat(np.arange(len(schema.static)), schema.sizes(schema.static))
+    row, column = np.nonzero((was != now) & ~(np.isnan(was) & np.isnan(now)))
+    if len(row):
+        raise DataError(
+            f"series {new.ids[there[row[0]]]!r}: static covariate {schema.static[owner[column[0]]]!r} is not what it "
+            "was before. Fix: correct it, or fit with it among known_covariates."
+        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import narwhals as nw
@@ -13,24 +13,33 @@ import pandas as pd
 
 from .clock import TimeError, make_clock
 from .layout import Layout
-from .panel import DataError, Float, Int, shorten, spans
+from .panel import DataError, Float, Int, Schema, shorten, spans
 
+MOST_CATEGORIES = 256  # of one column: each is a column of its own behind the door
 KINDS = "a long frame, a Series, a wide frame, a 1-D or 2-D array, or an iterable of {'target', 'start', 'item_id'}"
 
 
 @dataclass(frozen=True)
 class Intake:
-    """Rows as they came: series code (-1: no id), timestamp, value; `ids[code]` is the series' id."""
+    """Rows as they came: series code (-1: no id), timestamp, value; `ids[code]` is the series' id.
+
+    extras: the covariates `[rows, columns of the schema]`: numbers, and places in the list of categories (-1: one that
+    `fit` did not see); NaN where missing.
+    """
 
     codes: Int
     ids: list[Hashable]
     times: pd.Index
     y: Float
     layout: Layout
+    schema: Schema | None = None
+    extras: Float | None = None
 
 
-def take(y: Any, id_col: str, time_col: str, target_col: str, freq: str | int | None) -> Intake:
-    """The rows of `y`, whatever it is."""
+def take(
+    y: Any, id_col: str, time_col: str, target_col: str, freq: str | int | None, schema: Schema | None = None
+) -> Intake:
+    """The rows of `y`, whatever it is, and the covariates of `schema` in it."""
     names = (id_col, time_col, target_col)
     if isinstance(y, pd.DataFrame):
         came = _take_wide(y, names) if _is_wide(y, names) else _take_long(y, names)
@@ -52,7 +61,85 @@ def take(y: Any, id_col: str, time_col: str, target_col: str, freq: str | int | 
         raise DataError(f"y is a {type(y).__name__}. Fix: pass {KINDS}.")
     if not len(came.codes):
         raise DataError("y has no rows. Fix: pass at least one observed row a series.")
-    return came
+    return came if schema is None else with_covariates(came, y, schema)
+
+
+def take_future(frame: Any, id_col: str, time_col: str, schema: Schema) -> Intake:
+    """The rows of a frame of known covariates: as `take`, without values."""
+    names = (id_col, time_col, None)
+    if isinstance(frame, pd.DataFrame):
+        came = _take_long(frame, names)
+    elif isinstance(native := nw.from_native(frame, pass_through=True), nw.DataFrame):
+        came = _take_native(native, names)
+    else:
+        raise DataError(
+            f"future is a {type(frame).__name__}. Fix: pass a long frame with {id_col!r}, {time_col!r} and the columns "
+            f"{shorten(schema.known)}; make_future_frame() gives its rows."
+        )
+    return with_covariates(came, frame, Schema(known=schema.known, categories=schema.categories))
+
+
+def with_covariates(came: Intake, frame: Any, schema: Schema) -> Intake:
+    """The same rows with the columns of `schema`; where it has no categories yet, with those of the data."""
+    if came.layout.kind not in ("long", "native") or not isinstance(
+        native := nw.from_native(frame, pass_through=True, eager_only=True), nw.DataFrame
+    ):
+        kind = "GluonTS entries" if came.layout.kind == "long" else f"a {came.layout.kind}"
+        raise DataError(
+            f"{kind} came, but covariates are configured ({shorten(schema.names)}), and only a long frame has columns "
+            "for them. Fix: pass a long frame with an id, a time, a value and the covariates' columns."
+        )
+    absent = [name for name in schema.names if name not in native.columns]
+    if absent:
+        raise DataError(
+            f"no column {shorten(absent)}, which covariates are configured on: the columns are "
+            f"{shorten(native.columns, 12)}. Fix: add it, or correct known_covariates=, past_covariates= and "
+            "static_covariates=."
+        )
+    extras, categories = np.empty((len(came.codes), len(schema.names))), dict(schema.categories or {})
+    for place, name in enumerate(schema.names):
+        column = frame[name] if isinstance(frame, pd.DataFrame) else pd.Series(native[name].to_list())
+        if isinstance(column, pd.DataFrame):
+            raise DataError(f"column {name!r} occurs more than once. Fix: keep one of them.")
+        if schema.categories is None and categorical(column, name):
+            categories[name] = categories_of(column, name)
+        extras[:, place] = codes_of(column, categories[name]) if name in categories else numbers(column, name)
+    return replace(came, schema=replace(schema, categories=categories), extras=extras)
+
+
+def categorical(column: pd.Series, name: str) -> bool:
+    """Whether a column holds categories: text, bool, category and object columns do, numbers do not."""
+    kind = column.dtype
+    if pd.api.types.is_datetime64_any_dtype(kind) or isinstance(kind, pd.PeriodDtype) or kind.kind == "m":
+        raise DataError(
+            f"covariate {name!r} has dtype {kind}. Fix: make it numbers (df[{name!r}].dt.dayofyear) or text."
+        )
+    return pd.api.types.is_bool_dtype(kind) or not pd.api.types.is_numeric_dtype(kind)
+
+
+def categories_of(column: pd.Series, name: str) -> tuple[Hashable, ...]:
+    """The different values of a column in the order of their spelling, so that the order of the rows does not show."""
+    found = sorted(column.dropna().unique().tolist(), key=str)
+    if len(found) > MOST_CATEGORIES:
+        raise DataError(
+            f"covariate {name!r} has {len(found)} categories, {MOST_CATEGORIES} at most are taken. "
+            "Fix: join the rare ones, or make it numbers."
+        )
+    return tuple(found)
+
+
+def codes_of(column: pd.Series, categories: tuple[Hashable, ...]) -> Float:
+    """Places in the list of categories, -1 for one that is not in it, NaN where missing.
+
+    >>> codes_of(pd.Series(["b", None, "c"]), ("a", "b")).tolist()
+    [1.0, nan, -1.0]
+    """
+    places = {value: float(place) for place, value in enumerate(categories)}
+    missing = column.isna()
+    return np.array(
+        [np.nan if gone else places.get(value, -1.0) for value, gone in zip(column, missing, strict=True)],
+        dtype=np.float64,
+    )
 
 
 def numbers(values: Any, name: str) -> Float:
@@ -143,28 +230,28 @@ def _missing_columns(absent: list[str], present: list[Any], levels: list[Any]) -
     return DataError(f"no column {shorten(absent)}: the columns are {shorten(present, 12)}. Fix: {fix}.")
 
 
-def _take_long(frame: pd.DataFrame, names: tuple[str, str, str]) -> Intake:
+def _take_long(frame: pd.DataFrame, names: tuple[str, str, str | None]) -> Intake:
     id_col, time_col, target_col = names
-    absent = [name for name in names if name not in frame.columns]
+    wanted = [name for name in names if name is not None]
+    absent = [name for name in wanted if name not in frame.columns]
     if absent:
         raise _missing_columns(absent, list(frame.columns), list(frame.index.names))
-    twice = [name for name in names if isinstance(frame[name], pd.DataFrame)]
+    twice = [name for name in wanted if isinstance(frame[name], pd.DataFrame)]
     if twice:
         raise DataError(f"column {twice[0]!r} occurs more than once. Fix: keep one of them.")
     codes, ids = factorize(frame[id_col], id_col)
-    layout = Layout("long", *names, id_dtype=frame[id_col].dtype)
-    return Intake(
-        codes, ids, time_axis(frame[time_col], repr(time_col)), numbers(frame[target_col], target_col), layout
-    )
+    layout = Layout("long", id_col, time_col, target_col or "y", id_dtype=frame[id_col].dtype)
+    y = np.zeros(len(frame)) if target_col is None else numbers(frame[target_col], target_col)
+    return Intake(codes, ids, time_axis(frame[time_col], repr(time_col)), y, layout)
 
 
-def _take_native(frame: nw.DataFrame[Any], names: tuple[str, str, str]) -> Intake:
+def _take_native(frame: nw.DataFrame[Any], names: tuple[str, str, str | None]) -> Intake:
     id_col, time_col, target_col = names
-    absent = [name for name in names if name not in frame.columns]
+    absent = [name for name in names if name is not None and name not in frame.columns]
     if absent:
         raise _missing_columns(absent, list(frame.columns), [])
     codes, ids = factorize(pd.Index(frame[id_col].to_list(), dtype=object, tupleize_cols=False), id_col)
-    when, target = frame[time_col], frame[target_col]
+    when = frame[time_col]
     kind = when.dtype
     if kind == nw.Date:
         when = when.cast(nw.Datetime("us"))
@@ -176,7 +263,18 @@ def _take_native(frame: nw.DataFrame[Any], names: tuple[str, str, str]) -> Intak
         times = times.tz_localize("UTC").tz_convert(zone) if zone is not None else times
     else:
         times = time_axis(pd.Index(when.to_list()), repr(time_col))
-    layout = Layout("native", *names, id_dtype=frame[id_col].dtype, time_dtype=kind, backend=frame.implementation)
+    layout = Layout(
+        "native",
+        id_col,
+        time_col,
+        target_col or "y",
+        id_dtype=frame[id_col].dtype,
+        time_dtype=kind,
+        backend=frame.implementation,
+    )
+    if target_col is None:
+        return Intake(codes, ids, times, np.zeros(len(frame)), layout)
+    target = frame[target_col]
     if target.dtype.is_numeric() and not target.dtype.is_decimal():
         y = target.cast(nw.Float64).fill_null(np.nan).to_numpy().astype(np.float64)
     else:

@@ -24,6 +24,71 @@ class DataError(ValueError):
     """The data break a rule: names the first offending series, the timestamps, the count and the fix."""
 
 
+@dataclass(frozen=True)
+class Schema:
+    """Which columns of a long frame are covariates, and what the categorical ones hold.
+
+    `categories` names the categories that `fit` saw, column by column; a column that is not in it is numeric. It is
+    None until data have told. Behind the door a categorical column is one column of 0 and 1 a category.
+
+    >>> schema = Schema(known=("price", "day"), categories={"day": ("fri", "sat")})
+    >>> schema.width(schema.known), schema.numeric(schema.known).tolist()
+    (3, [True, False, False])
+    """
+
+    known: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
+    categories: Mapping[str, tuple[Hashable, ...]] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns: known, past, static."""
+        return self.known + self.past + self.static
+
+    def sizes(self, names: Sequence[str]) -> list[int]:
+        """How many columns each of these becomes."""
+        return [len((self.categories or {}).get(name, (None,))) for name in names]
+
+    def width(self, names: Sequence[str]) -> int:
+        """How many columns these become together."""
+        return sum(self.sizes(names))
+
+    def numeric(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Which of the columns that these become are numbers, and not categories."""
+        return np.repeat([name not in (self.categories or {}) for name in names], self.sizes(names))
+
+
+@dataclass(frozen=True, eq=False)
+class Covariates:
+    """The covariates of a panel: those that change with time beside its rows, `[rows, known + past]`, and the static
+    ones beside its series, `[N, static]`; NaN where nothing is known."""
+
+    moving: Float
+    static: Float
+    schema: Schema
+
+    @property
+    def known(self) -> Float:
+        """The columns that are known ahead, `[rows, K]`."""
+        return self.moving[:, : self.schema.width(self.schema.known)]
+
+    @property
+    def past(self) -> Float:
+        """The columns that are known up to the present only, `[rows, P]`."""
+        return self.moving[:, self.schema.width(self.schema.known) :]
+
+    def cut(self, rows: Int, series: Int) -> Covariates:
+        """Those of these rows and series."""
+        return replace(self, moving=self.moving[rows], static=self.static[series])
+
+    def spread(self, rows: Int, count: int) -> Covariates:
+        """Row i becomes row `rows[i]` of `count`; the others are NaN."""
+        moving = np.full((count, self.moving.shape[1]), np.nan)
+        moving[rows] = self.moving
+        return replace(self, moving=moving)
+
+
 @dataclass(frozen=True, eq=False)
 class Panel:
     """N series in flat arrays: series i is `values[offsets[i]:offsets[i + 1]]`.
@@ -31,7 +96,7 @@ class Panel:
     One row is one step of `clock`, NaN where nothing was observed.
 
     `ends` and `phases` place the last row of each series on the clock, so the next timestamp is known without keeping
-    any.
+    any. `covariates` lie beside the rows, where there are any.
     """
 
     values: Float
@@ -40,11 +105,18 @@ class Panel:
     ends: Int
     phases: Int
     clock: Clock
+    covariates: Covariates | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases)}
         if len(sizes) != 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
             raise ValueError(f"ids, offsets, ends and phases disagree about the number of series or rows: {sizes}")
+        beside = self.covariates
+        if beside is not None and (len(beside.moving), len(beside.static)) != (len(self.values), len(self.ids)):
+            raise ValueError(
+                f"covariates of {len(beside.moving)} rows and {len(beside.static)} series lie beside "
+                f"{len(self.values)} rows and {len(self.ids)} series: they must be as many"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -106,8 +178,10 @@ class Panel:
         lengths = self.lengths + missing
         offsets = offsets_of(lengths)
         values = np.full(offsets[-1], np.nan)
-        values[spans(offsets[:-1] + missing, self.lengths)] = self.values
-        return replace(self, values=values, offsets=offsets)
+        rows = spans(offsets[:-1] + missing, self.lengths)
+        values[rows] = self.values
+        beside = None if self.covariates is None else self.covariates.spread(rows, len(values))
+        return replace(self, values=values, offsets=offsets, covariates=beside)
 
     def extend(self, new: Panel) -> Panel:
         """The panel after `new` came: rows follow those of the same id, unknown ids become new series at the end.
@@ -131,25 +205,34 @@ class Panel:
         grown[targets[known]] += new.lengths[known]
         offsets = offsets_of(grown)
         values = np.empty(offsets[-1])
-        values[spans(offsets[: len(self)], self.lengths)] = self.values
+        old = spans(offsets[: len(self)], self.lengths)
+        values[old] = self.values
         begin = np.empty(len(new), dtype=np.int64)
         begin[known] = offsets[targets[known]] + self.lengths[targets[known]]
         begin[unknown] = offsets[len(self) : -1]
-        values[spans(begin, new.lengths)] = new.values
+        came = spans(begin, new.lengths)
+        values[came] = new.values
         ends = np.concatenate([self.ends, new.ends[unknown]])
         ends[targets[known]] = new.ends[known]
         phases = np.concatenate([self.phases, new.phases[unknown]])
         ids = self.ids + tuple(new.ids[i] for i in unknown)
-        return Panel(values, offsets, ids, ends, phases, self.clock)
+        beside = self.covariates
+        if beside is not None and new.covariates is not None:
+            moving = np.empty((len(values), beside.moving.shape[1]))
+            moving[old], moving[came] = beside.moving, new.covariates.moving
+            static = np.concatenate([beside.static, new.covariates.static[unknown]])
+            beside = replace(beside, moving=moving, static=static)
+        return Panel(values, offsets, ids, ends, phases, self.clock, beside)
 
     def future_times(self, row: int, horizon: int) -> pd.Index:
         """The next `horizon` timestamps of one series."""
         return future_times(self.clock, self.ends[[row]], self.phases[[row]], horizon)
 
     def _cut(self, rows: Int, begin: Int, lengths: Int, ends: Int) -> Panel:
-        values = self.values[spans(begin, lengths)]
+        kept = spans(begin, lengths)
         ids = tuple(self.ids[row] for row in rows)
-        return Panel(values, offsets_of(lengths), ids, ends, self.phases[rows], self.clock)
+        beside = None if self.covariates is None else self.covariates.cut(kept, rows)
+        return Panel(self.values[kept], offsets_of(lengths), ids, ends, self.phases[rows], self.clock, beside)
 
 
 def future_times(clock: Clock, ends: Int, phases: Int, horizon: int) -> pd.Index:

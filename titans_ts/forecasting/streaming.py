@@ -69,6 +69,10 @@ class StreamingForecaster:
         from ..models.fused import FusedModel, Readout
 
         check_is_fitted(forecaster, "_known")
+        require(
+            forecaster.covariates_ is None,
+            "a forecaster with covariates has no compiled form: go on with its update() and predict(), or fit without.",
+        )
         model, held = forecaster.model_, forecaster._known.state
         linear = np.zeros((0, model.config.context * model.config.horizon))
         if forecaster.linear_ is not None:
