@@ -25,7 +25,9 @@ SMALL = BackboneConfig(
     memory=MemoryConfig(dim=8, heads=2, depth=1, expansion=2, chunk=16, conv=2, persistent=2),
 )
 QUICK = TrainConfig(steps=2, batch=4, checks=1)
-ALONE = TrainConfig(linear=False, steps=2, batch=4, checks=1)  # the backbone forecasts alone, so its memory is heard
+ALONE = TrainConfig(
+    linear=False, fading=False, steps=2, batch=4, checks=1
+)  # the backbone forecasts alone, so its memory is heard
 
 
 def titans(**params):

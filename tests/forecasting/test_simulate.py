@@ -54,7 +54,7 @@ def cube(sample, count):
 
 
 def test_at_every_step_the_paths_have_the_quantiles_of_predict(kind):
-    forecaster, count = fitted(kind), 20_000
+    forecaster, count = fitted(kind), 40_000
     levels = [0.05, 0.1, 0.3, 0.5, 0.7, 0.9, 0.95]
     said = forecaster.predict(quantiles=levels).transpose(1, 0, 2)[..., 1:]  # [N, H, Q]
     drawn = np.quantile(cube(forecaster.simulate(count, seed=0), count), levels, axis=1).transpose(1, 2, 0)

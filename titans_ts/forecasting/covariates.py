@@ -43,6 +43,7 @@ from .linear import (
     apply_linear,
     blocks,
     context_scale,
+    cut,
     draw,
     fit_linear,
     series_scales,
@@ -72,7 +73,6 @@ NUMBERS = (
     "static_centre",
     "static_deviation",
     "residual",
-    "narrowing",
 )
 
 
@@ -113,7 +113,7 @@ class CovariatePath:
 
     centres, deviations: `[M, C]`, of every series that `fit` saw (map 0 has none). weights: `[M, K]`, of the effect.
     static_centre, static_deviation: `[S]`. residual: `[W * P + S, H]`, the map, times the share that validation
-    confirms. narrowing: `[H]`, the part of the linear path's errors that are left after the map.
+    confirms.
     """
 
     schema: Schema
@@ -124,7 +124,6 @@ class CovariatePath:
     static_centre: Float
     static_deviation: Float
     residual: Float
-    narrowing: Float
     look_back: int
     effect: Effect = field(default_factory=Effect)
     penalty: float = DEFAULT_PENALTY
@@ -315,7 +314,7 @@ def fit_covariates(panel: Panel, ends: Int, context: int, horizon: int, season: 
 
 def refitted(path: CovariatePath, panel: Panel) -> CovariatePath:
     """The same choices, fitted to all rows; the map is that of before."""
-    whole = replace(unfitted(panel, panel.lengths), residual=path.residual, narrowing=path.narrowing)
+    whole = replace(unfitted(panel, panel.lengths), residual=path.residual)
     whole = replace(whole, penalty=path.penalty, share=path.share, effect=path.effect)
     return with_weights(whole, panel, panel.lengths, path.effect) if path.width and path.effect.share else whole
 
@@ -342,7 +341,6 @@ def unfitted(panel: Panel, ends: Int) -> CovariatePath:
         static_centre=beside.static.mean(axis=0),
         static_deviation=spread,
         residual=np.zeros((0, 0)),
-        narrowing=np.ones(0),
         look_back=0,
     )
 
@@ -488,7 +486,7 @@ def with_map(
         return replace(path, residual=path.share * solve(xx, xy, (path.penalty,))[0])
     judged = list(read(ends, lengths, JUDGED))
     if not judged:
-        return replace(path, residual=np.zeros((size, linear.horizon)), narrowing=np.ones(linear.horizon))
+        return replace(path, residual=np.zeros((size, linear.horizon)))
     before = grouped([(series, rows, left) for series, rows, _, left, _ in judged], panel, ends)
     best, least = (DEFAULT_PENALTY, 0.0, np.zeros((size, linear.horizon))), 1.0
     for penalty, weights in zip(PENALTIES, solve(xx, xy, PENALTIES), strict=True):
@@ -499,10 +497,26 @@ def with_map(
             if confirmed(before, after) and ratio(before, after).mean() < least:
                 best, least = (penalty, share, share * weights), float(ratio(before, after).mean())
     penalty, share, residual = best
-    old = sum(np.abs(left).sum(axis=0) for _, _, _, left, _ in judged)
-    new = sum(np.abs(left - unit * (x @ residual)).sum(axis=0) for _, _, x, left, unit in judged)
-    narrowing = np.minimum(new / np.maximum(old, 1e-300), 1.0) if share else np.ones(linear.horizon)
-    return replace(path, penalty=penalty, share=share, residual=residual, narrowing=narrowing)
+    return replace(path, penalty=penalty, share=share, residual=residual)
+
+
+def left_over_at(
+    path: CovariatePath, panel: Panel, beside: Covariates, context: int
+) -> Callable[[Int, Int], Float] | None:
+    """A function of series `[W]` and numbers of their rows `[W]` to what the map adds to the forecasts behind them,
+    `[W, H]`; None where there is no map. panel: the values without the effect. beside: its covariates."""
+    if not path.share:
+        return None
+    past = past_windows(path, panel, beside)
+
+    def more(series: Int, origins: Int) -> Float:
+        windows = windows_between(panel, context, path.residual.shape[1], panel.lengths, panel.lengths)
+        contexts, _ = cut(windows._replace(horizon=0), series, origins)
+        unit = context_scale(contexts, path.deviations[1:, 0][series])
+        features = path.features(past(series, panel.offsets[series] + origins), beside.static[series])
+        return unit[:, None] * (features @ path.residual)
+
+    return more
 
 
 def past_windows(path: CovariatePath, panel: Panel, beside: Covariates) -> Callable[[Int, Int], Float]:

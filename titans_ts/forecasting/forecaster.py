@@ -6,7 +6,7 @@ N series, L context, F future step, Q quantile.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -41,7 +41,15 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .copula import validation_scores
-from .covariates import CovariatePath, CovariateState, fit_covariates, path_tensors, refitted, with_map
+from .covariates import (
+    CovariatePath,
+    CovariateState,
+    fit_covariates,
+    left_over_at,
+    path_tensors,
+    refitted,
+    with_map,
+)
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
@@ -248,7 +256,7 @@ class TitansForecaster(PanelForecaster):
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
-        raw, beside, covariates = panel, panel.covariates, None
+        raw, beside, covariates, more = panel, panel.covariates, None, None
         if beside is not None:
             require(
                 settings.linear or not (beside.schema.past or beside.schema.static),
@@ -284,15 +292,18 @@ class TitansForecaster(PanelForecaster):
                 verbose=self.verbose,
             )
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
-        scales = season_scales(panel, ends, self.season_length_)
-        if fitted.judged is None:
-            require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
-            judged = judge_linear(path, fading, panel, ends, scales)
-        else:
-            judged = judge_model(fitted.judged, fitted.weight, fading, panel, ends, scales, context)
-        calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
+            more = left_over_at(covariates, panel, beside, context)
+        scales = season_scales(panel, ends, self.season_length_)
+        horizons = validated_horizons(panel, ends, self.horizon, context)
+        if fitted.judged is None:
+            require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
+            said = said_by_linear(path, panel, ends)
+        else:
+            said = said_by_model(fitted.judged, fitted.weight)
+        judged = judge(said, fading, more, panel, scales, horizons)
+        calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
@@ -353,16 +364,13 @@ class TitansForecaster(PanelForecaster):
             linear = apply_linear(self.linear_, windows, part.maps.cpu().numpy())
             base = np.where(np.isnan(linear), base, linear)
         main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
+        if self.covariates_ is not None and self.covariates_.share:
+            main = main + self.covariates_.left_over(part.covariates, windows)
         unit = error_unit(scale[:, 0], part.fading.surprise.cpu().numpy())
         head = scale[..., None] * said.offsets.double().cpu().numpy()
         fading = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(main, fading, head, unit, self.levels_)
-        point = median if self.point == "median" else mean
-        if self.covariates_ is not None and self.covariates_.share:
-            more = self.covariates_.left_over(part.covariates, windows)
-            widths = self.covariates_.narrowing[:, None] * (quantiles - median[..., None])
-            point, quantiles = point + more, (median + more)[..., None] + widths
-        return Forecast(point, quantiles, self.levels_)
+        return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
         recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.maps.device)].cpu().numpy()
@@ -530,34 +538,46 @@ class TitansForecaster(PanelForecaster):
         return torch.device(self.device)
 
 
-def judge_linear(path: LinearPath, fading: Fading, panel: Panel, ends: Int, scales: Float) -> Judged:
+class Said(NamedTuple):
+    """Forecasts [W, H] of series [W] behind some number of their rows [W] in the order of time, what came, the head's
+    quantiles around them [W, H, Q] (None without a trained head), and the deviations of the windows [W]."""
+
+    series: Int
+    origins: Int
+    truth: Float
+    main: Float
+    head: Float | None
+    deviation: Float
+
+
+def said_by_linear(path: LinearPath, panel: Panel, ends: Int) -> Said:
     """Forecasts of the linear path alone for the rows from `ends` on, or of all rows where there are none."""
     windows = windows_between(panel, path.context_length, path.horizon, ends, panel.lengths)
-    horizons = validated_horizons(panel, ends, path.horizon, path.context_length)
     if not windows.total:
         windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(ends), panel.lengths)
-    windows = draw(windows, JUDGED, np.random.default_rng(0))
-    series, origins = places(windows)
+    series, origins = places(draw(windows, JUDGED, np.random.default_rng(0)))
     order = np.argsort(origins / panel.lengths[series], kind="stable")
     series, origins = series[order], origins[order]
     contexts, truth = cut(windows, series, origins)
-    said, surprise = fading.at(panel, series, origins, path.horizon)
     main = apply_linear(path, contexts, path.maps_of(panel.ids)[series])
-    deviation = window_scale(torch.from_numpy(contexts))[1].numpy()
-    return Judged(truth, main, said, None, error_unit(deviation, surprise), scales[series], horizons)
+    return Said(series, origins, truth, main, None, window_scale(torch.from_numpy(contexts))[1].numpy())
 
 
-def judge_model(
-    batch: Batch, weight: float, fading: Fading, panel: Panel, ends: Int, scales: Float, context: int
+def said_by_model(batch: Batch, weight: float) -> Said:
+    """Forecasts of the model, with this weight of its correction."""
+    base, shift, offsets, scale, truth, _, _, _ = (part.double().cpu().numpy() for part in batch)
+    series, origins = batch.series.cpu().numpy(), batch.origin.cpu().numpy()
+    return Said(series, origins, truth, base + weight * scale[:, None] * shift, scale[:, None, None] * offsets, scale)
+
+
+def judge(
+    said: Said, fading: Fading, more: Callable[[Int, Int], Float] | None, panel: Panel, scales: Float, horizons: float
 ) -> Judged:
-    """Forecasts of the model, with this weight of its correction, beside those of the fading memories."""
-    base, shift, offsets, scale, truth, _, series, origins = (part.double().cpu().numpy() for part in batch)
-    horizons = validated_horizons(panel, ends, truth.shape[1], context)
-    series = series.astype(np.int64)
-    said, surprise = fading.at(panel, series, origins.astype(np.int64), truth.shape[1])
-    main = base + weight * scale[:, None] * shift
-    unit = error_unit(scale, surprise)
-    return Judged(truth, main, said, scale[:, None, None] * offsets, unit, scales[series], horizons)
+    """These forecasts, with what past and static covariates add, beside those of the fading memories."""
+    slow, surprise = fading.at(panel, said.series, said.origins, said.truth.shape[1])
+    main = said.main if more is None else said.main + more(said.series, said.origins)
+    unit = error_unit(said.deviation, surprise)
+    return Judged(said.truth, main, slow, said.head, unit, scales[said.series], horizons)
 
 
 def validated_horizons(panel: Panel, ends: Int, horizon: int, context: int) -> float:
