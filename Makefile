@@ -4,7 +4,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find titans_ts datasets -type f -not -name '*.pyc')
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long lint clean check-wheel
+.PHONY: demo test test-long test-peer lint clean check-wheel
 
 demo: .venv-demo/.installed
 	.venv-demo/bin/titans-ts demo --out demo_out
@@ -16,6 +16,11 @@ test: lint
 
 test-long: .venv-test/.installed
 	.venv-test/bin/python -m pytest -q -m long
+
+# Equal outputs and gradients with titans-pytorch, which needs an environment of its own.
+test-peer: .venv-peer/.torch
+	.venv-peer/bin/python $(PIP_INSTALL) -e ".[dev]" titans-pytorch==0.5.5
+	OMP_NUM_THREADS=1 .venv-peer/bin/python -m pytest -q tests/benchmark/test_memory.py
 
 lint: .venv-test/.installed
 	.venv-test/bin/ruff format --check .
@@ -47,5 +52,5 @@ check-wheel: .venv-test/.installed .venv-wheel/.torch
 .venv-wheel/.torch: pyproject.toml
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-wheel dist demo_out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-demo .venv-test .venv-wheel .venv-peer dist demo_out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find titans_ts tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -213,19 +213,23 @@ def ablation(
         list[str] | None, typer.Option(help="'default', 'mac', 'memory off', ..., repeatable; default: all.")
     ] = None,
     path: Annotated[
-        list[str] | None, typer.Option(help="'backbone alone' or 'both'; default: one after the other.")
+        list[str] | None,
+        typer.Option(
+            help="'backbone alone', 'whole', 'without fading memories', 'without backbone', 'linear path alone'; "
+            "default: the first two."
+        ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the forecaster's own.")] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
 ) -> None:
     """Wirings, memory, momentum, forgetting and depth, changed one at a time; no test row is read."""
-    from .benchmark.ablation import PATHS, SETS, VARIATIONS, ablation_table, run_ablations
+    from .benchmark.ablation import SETS, USUAL, VARIATIONS, ablation_table, run_ablations
 
     results = run_ablations(
         tuple(name or SETS),
         tuple(variation or VARIATIONS),
-        tuple(path or PATHS),
+        tuple(path or USUAL),
         tuple(seed or (0, 1, 2)),
         out,
         folder=folder,
@@ -262,11 +266,12 @@ def panels(
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the Monash archive's files.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fit and of the samples of the largest sets.")] = 0,
+    part: Annotated[str, typer.Option(help="test, or validation to leave the last horizon unread.")] = "test",
 ) -> None:
     """The panels of the M1, M3, M4 and tourism competitions, beside seasonal naive, ridge and statsforecast."""
     from .benchmark.panels import OURS, SETS, panels_table, run_panels
 
-    results = run_panels(tuple(name or SETS), tuple(model or OURS), out, folder=folder, seed=seed)
+    results = run_panels(tuple(name or SETS), tuple(model or OURS), out, folder=folder, seed=seed, part=part)
     typer.echo(panels_table(results).round(4).to_string())
 
 

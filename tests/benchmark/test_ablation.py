@@ -48,9 +48,9 @@ def test_the_test_rows_are_cut_off(toy, monkeypatch):
     task = ablation.make_task("tourism_monthly")
     assert [len(y) for y in task.series] == [90 - HORIZON] * 6
     assert (task.windows, task.horizon) == (1, HORIZON)
-    run = ablation.run_ablation("tourism_monthly", "default", "both", steps=1)
+    run = ablation.run_ablation("tourism_monthly", "default", "whole", steps=1)
     toy[:, -HORIZON:] = np.nan
-    assert ablation.run_ablation("tourism_monthly", "default", "both", steps=1)["mase"] == run["mase"]
+    assert ablation.run_ablation("tourism_monthly", "default", "whole", steps=1)["mase"] == run["mase"]
     rows = ltsf.Split(np.zeros((5000, 7)), 3000, 1000)
     monkeypatch.setattr(ltsf, "split_set", lambda name, folder, part: rows if part == "validation" else None)
     task = ablation.make_task("etth1")
@@ -87,19 +87,37 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
 
 
 def test_the_command_writes_its_runs(toy, tmp_path):
-    asked = ["--set", "tourism_monthly", "--variation", "momentum off", "--path", "both", "--seed", "0", "--steps", "1"]
+    asked = [
+        "--set",
+        "tourism_monthly",
+        "--variation",
+        "momentum off",
+        "--path",
+        "whole",
+        "--seed",
+        "0",
+        "--steps",
+        "1",
+    ]
     done = CliRunner().invoke(app, ["benchmark", "ablation", "--out", str(tmp_path), *asked])
     assert done.exit_code == 0, done.output
-    assert [path.name for path in tmp_path.iterdir()] == ["ablation-tourism_monthly-momentum_off-both-0.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation-tourism_monthly-momentum_off-whole-0.json"]
 
 
 def test_the_table_is_relative_to_the_default_of_the_same_seed(tmp_path):
     (tmp_path / "ablation").mkdir()
     for variation, errors in (("default", (1.0, 2.0)), ("mac", (1.1, 1.8))):
         for seed, mase in enumerate(errors):
-            run = {"set": "etth1", "variation": variation, "path": "both", "seed": seed, "mase": mase, "fit_cpu_s": 9.0}
+            run = {
+                "set": "etth1",
+                "variation": variation,
+                "path": "whole",
+                "seed": seed,
+                "mase": mase,
+                "fit_cpu_s": 9.0,
+            }
             (tmp_path / "ablation" / f"ablation-{variation}-{seed}.json").write_text(json.dumps(run))
     text = render("<!-- table ablation -->\n<!-- end -->", tmp_path)
-    assert "| both | default | 1.5000 ± 0.7071 |  |  |  | 9 |" in text
-    assert "| both | mac | 1.0000 ± 0.1414 |  |  |  | 9 |" in text
-    assert "| both | mal |  |  |  |  |  |" in text
+    assert "| whole | default | 1.5000 ± 0.7071 |  |  |  | 9 |" in text
+    assert "| whole | mac | 1.0000 ± 0.1414 |  |  |  | 9 |" in text
+    assert "| whole | mal |  |  |  |  |  |" in text

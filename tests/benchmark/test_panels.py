@@ -38,6 +38,15 @@ def test_the_last_horizon_is_kept_apart(toy):
     assert train["ds"].max() < test["ds"].min()
 
 
+def test_the_validation_part_is_the_horizon_before_the_last(toy):
+    whole = panels.split_panel("m1_monthly")[0]
+    train, test = panels.split_panel("m1_monthly", part="validation")
+    assert pd.concat([train, test])["ds"].max() == whole["ds"].max()
+    assert (test.groupby("unique_id").size() == HORIZON).all()
+    with pytest.raises(ValueError, match="part='all' must be 'test' or 'validation'"):
+        panels.split_panel("m1_monthly", part="all")
+
+
 def test_the_largest_sets_are_sampled_by_seed(toy, monkeypatch):
     monkeypatch.setitem(panels.SAMPLED, "m4_yearly", 5)
     one, same, other = (panels.split_panel("m4_yearly", seed=seed)[0]["unique_id"].unique() for seed in (0, 0, 1))
@@ -64,7 +73,7 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
 def test_the_future_does_not_reach_the_forecasts(toy, monkeypatch):
     train, test = panels.split_panel("m1_monthly")
     one = panels.run_panel("m1_monthly", "SeasonalNaive")
-    monkeypatch.setattr(panels, "split_panel", lambda name, folder, seed: (train, test.assign(y=test["y"] + 1e6)))
+    monkeypatch.setattr(panels, "split_panel", lambda name, folder, seed, part: (train, test.assign(y=test["y"] + 1e6)))
     other = panels.run_panel("m1_monthly", "SeasonalNaive")
     assert other["mase"] > 1e4 * one["mase"]  # only the score moved
 

@@ -117,14 +117,15 @@ def test_a_memory_of_65536_tokens_stays_where_it_was(depth, monkeypatch):
 def test_a_residual_memory_of_65536_tokens_stays_where_it_was(depth, monkeypatch):
     """Its layer norm divides by what the network puts out, so that a state makes leaps now and then, and comes back.
 
-    How far is a matter of rounding: over 40 seeds at depth 4 the largest norm had a median of 47 and reached 555.
+    How far one leaps is a matter of rounding (up to 555 in 40 seeds at depth 4), bounded by what `Watch` holds every
+    state to; nine states of ten stay near 5.
     """
     memory = NeuralMemory(MemoryConfig(dim=DIM, depth=depth, residual=True))
     watch = Watch(memory, five_series(65536, 3), monkeypatch)
     second, last = watch.norms[1].amax(1).median(0).values, watch.norms[3].amax(1).median(0).values
     assert (last <= 2 * second + 1e-3).all()
     assert (watch.outputs[3] <= 1.25 * watch.outputs[1] + 1e-6).all()
-    assert watch.norms.max() < 1000
+    assert watch.norms.flatten().quantile(0.9) < 15
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -2,8 +2,9 @@
 
 Every set ends before its test part: ETTh1 and Weather before the test rows of the long-horizon protocol, M4 hourly (a
 sample of 100 series) and monthly tourism before the last horizon. The windows at that end are forecast as in `gift`:
-one fit on everything before them, then window after window with `update` between. The backbone forecasts alone, or
-corrects the linear path ("both"), where the weight that validation confirms decides how much of it is seen.
+one fit on everything before them, then window after window with `update` between. The backbone forecasts alone, or all
+parts do ("whole"), where the shares that validation confirms decide how much of it is seen; and the whole without one
+of its parts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from .gift import LEVELS, Task, walk
 from .runs import commit, kept
 
 SETS = ("etth1", "weather", "m4_hourly", "tourism_monthly")
-PATHS = ("backbone alone", "both")
+USUAL = ("backbone alone", "whole")  # the forecasters that are run where none is named
+# fields of `TrainConfig` that differ from its defaults
+PATHS: dict[str, dict[str, Any]] = {
+    "backbone alone": {"linear": False, "fading": False},
+    "whole": {},
+    "without fading memories": {"fading": False},
+    "without backbone": {"steps": 0},
+    "linear path alone": {"steps": 0, "fading": False},
+}
 HORIZON, WINDOWS = 96, 20  # of ETTh1 and Weather
 SAMPLE = 100  # series of M4 hourly
 
@@ -63,7 +72,7 @@ def run_ablation(
     """One variation on one set; `steps=None` trains as long as the forecaster does by default."""
     torch.set_num_threads(1)
     task = make_task(name, folder)
-    train = TrainConfig(linear=path == "both", steps=TrainConfig().steps if steps is None else steps)
+    train = TrainConfig(**{"steps": TrainConfig().steps if steps is None else steps, **PATHS[path]})
     forecaster = TitansForecaster(
         task.horizon,
         task.freq,

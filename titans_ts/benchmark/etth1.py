@@ -112,8 +112,8 @@ def run_etth1(
     ridge, cpu = plain_ridge(past, context)
     add("ridge", "-", "window", cpu, score_windows(ridge, z, context, begin, end))
     for name, changes in (
-        ("linear path alone", {"steps": 0}),
-        ("backbone alone", {"linear": False, **train}),
+        ("linear path alone", {"steps": 0, "fading": False}),
+        ("backbone alone", {"linear": False, "fading": False, **train}),
         ("both", train),
     ):
         # By the protocol the weights never see the validation rows.

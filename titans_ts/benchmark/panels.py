@@ -28,16 +28,31 @@ SETS = (
 OURS = ("Titans", "Ridge", "SeasonalNaive")
 PEERS = ("AutoETS", "AutoTheta", "AutoARIMA")
 LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 10))
+FEWEST = 11  # rows that a series must keep to be learnt from on the validation part: ETS refuses fewer
 # a thousand series of M4 yearly, by seed; forty of M4 hourly, since AutoARIMA needs minutes for each ten of them
 SAMPLED = {"m4_yearly": 1000, "m4_hourly": 40}
 
 
-def split_panel(name: str, folder: str | None = None, *, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All but the last horizon of every series, and the last horizon; of the largest sets a sample by seed."""
-    y, horizon = load(name, folder), describe(name).horizon
+def split_panel(
+    name: str, folder: str | None = None, *, seed: int = 0, part: str = "test"
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All but the last horizon of every series, and the last horizon; of the largest sets a sample by seed.
+
+    `part="validation"` leaves the last horizon unread and takes the one before it; series that would keep less than a
+    horizon and two rows, or than `FEWEST` rows, are left out.
+    """
+    if part not in ("test", "validation"):
+        raise ValueError(f"part={part!r} must be 'test' or 'validation'")
+    y, horizon = load(name, folder), int(describe(name).horizon or 1)
     if name in SAMPLED:
         ids = y["unique_id"].unique()
         y = y[y["unique_id"].isin(np.random.default_rng(seed).choice(ids, SAMPLED[name], replace=False))]
+    if part == "validation":
+        rows = y.groupby("unique_id")["y"].transform("size")
+        y = y[
+            (y.groupby("unique_id").cumcount(ascending=False) >= horizon)
+            & (rows >= 2 * horizon + max(horizon + 2, FEWEST))
+        ]
     left = y.groupby("unique_id").cumcount(ascending=False)
     return y[left >= horizon].reset_index(drop=True), y[left < horizon].reset_index(drop=True)
 
@@ -73,10 +88,10 @@ def forecast_peer(model: str, train: pd.DataFrame, horizon: int, season: int, fr
     return pd.DataFrame(said)
 
 
-def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0) -> dict[str, Any]:
+def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0, part: str = "test") -> dict[str, Any]:
     """One model on one set: MASE (mean over the series), CRPS, coverage of the 80 % interval, CPU seconds."""
     card = describe(name)
-    train, test = split_panel(name, folder, seed=seed)
+    train, test = split_panel(name, folder, seed=seed, part=part)
     horizon, season = int(card.horizon or 1), card.season_length
     cost = Cost()
     if model in OURS:
@@ -92,6 +107,7 @@ def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0
     row = evaluate(scored, train, [model], season_length=season, level=[80]).iloc[0]
     return {
         "set": name,
+        "part": part,
         "model": model,
         "series": int(test["unique_id"].nunique()),
         "values": len(scored),
@@ -106,14 +122,21 @@ def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0
 
 
 def run_panels(
-    sets: tuple[str, ...], models: tuple[str, ...], out: Path, *, folder: str | None = None, seed: int = 0
+    sets: tuple[str, ...],
+    models: tuple[str, ...],
+    out: Path,
+    *,
+    folder: str | None = None,
+    seed: int = 0,
+    part: str = "test",
 ) -> list[dict[str, Any]]:
     """Every model on every set, each in a JSON file of its own; what is there already is read, not run again."""
     results = []
     for name in sets:
         for model in models:
-            run = partial(run_panel, name, model, folder=folder, seed=seed)
-            results.append(kept(out / f"panels-{name}-{model}-{seed}.json", run))
+            run = partial(run_panel, name, model, folder=folder, seed=seed, part=part)
+            middle = "" if part == "test" else f"{part}-"
+            results.append(kept(out / f"panels-{name}-{model}-{middle}{seed}.json", run))
     return results
 
 

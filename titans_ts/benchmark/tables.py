@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -92,10 +93,10 @@ def stream(folder: Path) -> str:
     return markdown(head, rows)
 
 
-def panels(folder: Path) -> str:
+def panels(folder: Path, part: str = "panels") -> str:
     """Panels of the competitions: MASE, CRPS and coverage of the 80 % interval, and the means over all sets of the
     models that have run on every one."""
-    found = {(run["set"], run["model"]): run for run in read_runs(folder / "panels", "panels-*-0.json")}
+    found = {(run["set"], run["model"]): run for run in read_runs(folder / part, "panels-*-0.json")}
     models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
     rows = []
     for name in SETS:
@@ -227,6 +228,8 @@ def ablation(folder: Path) -> str:
                 both = [(one["mase"], other["mase"]) for one, other in pairs if one and other]
                 first = variation == "default"
                 row.append(spread([one if first else one / other for one, other in both]) if both else "")
+            if path not in parts_of.USUAL and not any(row[2:]):
+                continue
             cost = [run["fit_cpu_s"] for (p, v, *_), run in found.items() if (p, v) == (path, variation)]
             rows.append([*row, f"{mean(cost):.0f}" if cost else ""])
     return markdown(["forecaster", "variation", *parts_of.SETS, "fit, CPU s"], rows)
@@ -273,6 +276,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ablation": ablation,
     "recall": recall,
     "panels": panels,
+    "panels_validation": partial(panels, part="panels_validation"),
     "memory": memory,
     "stream": stream,
     "prices": prices,
