@@ -148,6 +148,10 @@ def test_tiny_and_constant_series_have_finite_weights(values):
     assert np.isfinite(said).all() == np.isfinite(values).any()
 
 
+def test_a_season_too_long_to_keep_is_left_out():
+    assert fit_fading(panel_of(seasonal(50)), HORIZON, 1440).season == 1
+
+
 def test_errors_are_tried_at_most_so_often():
     panel = panel_of(seasonal(5000))
     errors, counted = np.zeros((1, 1)), np.zeros(1, dtype=np.int64)

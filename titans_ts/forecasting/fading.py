@@ -22,6 +22,7 @@ LEVEL_RATES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 # (rate, what is left of the trend after each step): none, damped ones, and straight lines
 TRENDS = ((0.0, 1.0), (0.05, 0.95), (0.2, 0.9), (0.02, 1.0), (0.05, 1.0), (0.2, 1.0))
 SEASON_RATES = (0.02, 0.1, 0.3, 0.6)
+LONGEST = 512  # steps of a season that is remembered: sixteen memories of a longer one would outweigh the model's state
 KEPT = 16  # rates that go on after `fit`: the others had next to no weight
 POOLED = 20.0  # origins of an average series that the errors of every series are mixed with
 WORST = 10.0  # what an error relative to the best one's counts at most, so that no single series decides for all
@@ -100,7 +101,7 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
 
     Every rate forecasts from origins all along each series, seeing only what came before; its weight in a series falls
     with its mean absolute error there, which is mixed with that in all series. Errors count relative to those of the
-    best rate in the series, so that scale does not decide.
+    best rate in the series, so that scale does not decide. A season of more than `LONGEST` steps is not remembered.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -111,6 +112,7 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
     """
     from ..core.ops.fading import errors_of_rates
 
+    season = season if season <= LONGEST else 1
     ends = panel.lengths if ends is None else np.minimum(ends, panel.lengths)
     rates = np.array(
         [
