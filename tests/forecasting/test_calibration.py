@@ -1,23 +1,31 @@
 """What is made of the validation rows: shares that fit, intervals that cover."""
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
 from titans_ts.forecasting.calibration import (
+    Calibration,
     Judged,
     calibrate,
     error_table,
     error_unit,
-    mixed_share,
     season_scales,
+)
+from titans_ts.forecasting.calibration import (
+    mixed_share as share_of,
 )
 from titans_ts.forecasting.clock import CountClock
 from titans_ts.forecasting.panel import Panel
 
 LEVELS = tuple(k / 10 for k in range(1, 10))
 WINDOWS, HORIZON = 400, 5
+
+
+def mixed_share(data, powers=(1, 2)):
+    return share_of(data.truth, data.main, data.fading, data.ripe, data.scale, data.horizons, powers)
 
 
 def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
@@ -27,7 +35,7 @@ def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
     truth = noise * unit[:, None] * random.normal(size=(WINDOWS, HORIZON)) * np.arange(1, HORIZON + 1)
     filled = np.ones((WINDOWS, HORIZON)) * unit[:, None]
     around = None if head is None else unit[:, None, None] * head
-    return Judged(truth, main * filled, fading * filled, around, unit, unit, horizons)
+    return Judged(truth, main * filled, fading * filled, np.ones(WINDOWS), around, unit, unit, horizons)
 
 
 @pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
@@ -49,7 +57,7 @@ def test_the_less_was_validated_the_nearer_the_share_is_to_a_half():
 def test_the_intervals_cover_what_they_say_step_by_step():
     calibration = calibrate(judged(), LEVELS)
     new = judged(seed=1)
-    mean, median, quantiles = calibration.forecast(new.main, new.fading, None, new.unit, LEVELS)
+    mean, median, quantiles = calibration.forecast(new.main, new.fading, new.ripe, None, new.unit, LEVELS)
     assert (mean == median).all()
     for place, level in enumerate(LEVELS):
         below = (new.truth < quantiles[..., place]).mean(0)
@@ -94,28 +102,61 @@ def test_few_windows_share_one_shape_and_missing_truths_do_not_count():
     table = error_table(errors, np.ones(6), LEVELS)
     assert np.isfinite(table).all()
     assert (np.diff(table, axis=1) >= 0).all()
-    assert (error_table(np.full((3, 2), np.nan), np.ones(3), LEVELS) == 0).all()
+    assert (error_table(np.full((3, 2), np.nan), np.ones(3), (0.1, 0.9))[:, 1] > 1.28).all()  # nothing seen: normal
 
 
-def test_what_stands_still_has_no_width():
-    flat = Judged(np.zeros((9, 2)), np.zeros((9, 2)), np.zeros((9, 2)), None, np.zeros(9), np.ones(9), 1.0)
-    assert (calibrate(flat, LEVELS).table == 0).all()
+def test_what_stands_still_has_no_width_until_it_moves():
+    flat = Judged(*(np.zeros((9, 2)) for _ in range(3)), np.ones(9), None, np.zeros(9), np.ones(9), 1.0)
+    calibration = calibrate(flat, LEVELS)
     assert error_unit(np.zeros(1), np.zeros(1)).tolist() == [0.0]
+    widths = [
+        np.ptp(calibration.forecast(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), None, unit, LEVELS)[2])
+        for unit in (np.zeros(1), np.ones(1))
+    ]
+    assert widths[0] == 0 < widths[1]
 
 
 def test_a_forecast_takes_what_there_is():
-    calibration = calibrate(judged(), LEVELS)
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
-    table = calibration.table[:3]
-    mean, _, _ = type(calibration)(0.0, 0.25, 0.0, 1.0, table).forecast(main, fading, None, np.ones(1), LEVELS)
+    calibration = Calibration(0.0, 0.0, 0.25, 0.0, 1.0, np.zeros((3, 9)))
+    mean, _, _ = calibration.forecast(main, fading, np.ones(1), None, np.ones(1), LEVELS)
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
+
+
+def test_young_memories_do_not_count():
+    calibration = Calibration(0.0, 0.0, 1.0, 0.0, 1.0, np.zeros((1, 9)))
+    said = calibration.forecast(np.zeros((3, 1)), np.ones((3, 1)), np.array([0.0, 0.5, 1.0]), None, np.ones(3), LEVELS)
+    assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("levels", [(0.9,), (0.8, 0.9), (0.05, 0.9), (0.5,), (0.2,)])
+def test_levels_on_one_side_of_the_median_are_where_they_should_be(levels):
+    normal = np.array([NormalDist().inv_cdf(level) for level in levels])
+    data = judged(head=normal * np.arange(1, HORIZON + 1)[:, None])
+    new = judged(seed=1)
+    for intervals in ("conformal", "head"):
+        calibration = calibrate(data, levels, intervals, mix=False)
+        around = new.unit[:, None, None] * normal * np.arange(1, HORIZON + 1)[:, None]
+        _, _, quantiles = calibration.forecast(new.main, new.fading, new.ripe, around, new.unit, levels)
+        for place, level in enumerate(levels):
+            assert abs((new.truth < quantiles[..., place]).mean() - level) < 0.05
+
+
+def test_the_fewer_windows_the_wider_the_intervals():
+    random, widths = np.random.default_rng(0), []
+    for windows in (1, 2, 3, 5, 8, 40):
+        tables = [error_table(random.normal(size=(windows, 1)), np.ones(windows), (0.1, 0.9)) for _ in range(400)]
+        new = random.normal(size=400)
+        covered = [low < x < high for x, ((low, high),) in zip(new, tables, strict=True)]
+        widths.append(np.mean(covered))
+    assert min(widths) > 0.7
 
 
 def test_a_median_is_chosen_by_absolute_errors_alone():
     random = np.random.default_rng(0)
     truth = np.where(random.random((WINDOWS, HORIZON)) < 0.2, 10.0, 0.0)  # mostly nothing, now and then much
     one = np.ones(WINDOWS)
-    data = Judged(truth, np.zeros_like(truth), np.full_like(truth, 2.0), None, one, one, 1e6)
+    data = Judged(truth, np.zeros_like(truth), np.full_like(truth, 2.0), one, None, one, one, 1e6)
     assert calibrate(data, LEVELS, point="median").fading == 0.0
     assert mixed_share(data, (2,)) == 1.0
 

@@ -62,7 +62,7 @@ def test_the_kernel_is_the_definition(rate, season):
     values[[5, 17, 18]] = np.nan
     fading = Fading(np.array([rate]), np.ones((1, 1)), season, ())
     panel = panel_of(values)
-    said = fading.ahead(fading.absorb(fading.start(panel.ids), panel), HORIZON)[0]
+    said = fading.ahead(fading.absorb(fading.start(panel.ids), panel), HORIZON)[0][0]
     np.testing.assert_allclose(said, by_definition(values.tolist(), rate, season, HORIZON), rtol=1e-12)
 
 
@@ -79,11 +79,13 @@ def test_forecasts_inside_a_pass_are_those_from_the_state_there():
     panel = panel_of(seasonal(50), seasonal(30, 1))
     fading = fit_fading(panel, HORIZON, SEASON)
     series, origins = np.array([1, 0, 0, 1]), np.array([30, 7, 50, 3])
-    said, surprise = fading.at(panel, series, origins, HORIZON)
+    said, ripe, surprise = fading.at(panel, series, origins, HORIZON)
     for row, (i, origin) in enumerate(zip(series, origins, strict=True)):
         part = panel.select([i]).head(origin)
         state = fading.absorb(fading.start(part.ids), part)
-        assert (fading.ahead(state, HORIZON)[0] == said[row]).all()
+        alone, grown = fading.ahead(state, HORIZON)
+        assert (alone[0] == said[row]).all()
+        assert grown[0] == ripe[row] == min(max((origin / SEASON - 2) / 6, 0.0), 1.0)
         assert float(state.surprise[0]) == surprise[row]
 
 
@@ -100,7 +102,7 @@ def test_other_units_give_the_same_forecasts_in_those_units():
     values = seasonal(50)
     fadings = [fit_fading(panel_of(y), HORIZON, SEASON) for y in (values, 1e-6 * values + 1e3 * 1e-6)]
     one, other = (
-        fading.ahead(fading.absorb(fading.start((0,)), panel_of(y)), HORIZON)
+        fading.ahead(fading.absorb(fading.start((0,)), panel_of(y)), HORIZON)[0]
         for fading, y in zip(fadings, (values, 1e-6 * values + 1e3 * 1e-6), strict=True)
     )
     np.testing.assert_allclose(other, 1e-6 * one + 1e3 * 1e-6, rtol=1e-9)
@@ -111,15 +113,14 @@ def test_a_missing_value_moves_time_and_teaches_nothing():
     fading = Fading(rate, np.ones((1, 1)), SEASON, ())
     before = fading.absorb(fading.start((0,)), panel_of(seasonal(30)))
     after = fading.absorb(before, panel_of(np.full(3, np.nan)))
-    np.testing.assert_allclose(fading.ahead(after, 4), fading.ahead(before, 7)[:, 3:], rtol=1e-12)
+    np.testing.assert_allclose(fading.ahead(after, 4)[0], fading.ahead(before, 7)[0][:, 3:], rtol=1e-12)
     assert torch.equal(before.surprise, after.surprise)
-    assert fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.full(3, np.nan))), 2).tolist()[0] != [0.0, 0.0]
 
 
 def test_before_a_first_value_nothing_is_said():
     fading = fit_fading(panel_of(seasonal(30)), HORIZON, SEASON)
     state = fading.absorb(fading.start(("new",)), panel_of(np.full(3, np.nan)))
-    assert np.isnan(fading.ahead(state, HORIZON)).all()
+    assert np.isnan(fading.ahead(state, HORIZON)[0]).all()
 
 
 def test_a_stranger_has_the_weights_of_all_and_few_rates_are_kept():
@@ -144,7 +145,7 @@ def test_steady_series_keep_slow_rates_and_jumping_ones_fast_rates():
 def test_tiny_and_constant_series_have_finite_weights(values):
     fading = fit_fading(panel_of(np.array(values)), HORIZON, SEASON)
     assert np.isfinite(fading.weights).all()
-    said = fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.array(values))), HORIZON)
+    said, _ = fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.array(values))), HORIZON)
     assert np.isfinite(said).all() == np.isfinite(values).any()
 
 

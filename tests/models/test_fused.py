@@ -47,14 +47,14 @@ def begun(model: TimeSeriesModel) -> SeriesState:
 
 def plain_readout(model: TimeSeriesModel) -> Readout:
     """Without a linear path."""
-    horizon, levels = model.config.horizon, len(model.config.quantiles)
-    nothing = np.zeros((0, model.config.context * horizon))
-    return Readout(nothing, np.zeros(4, dtype=np.int64), 1.0, 1.0, np.zeros((0, levels)))
+    nothing = np.zeros((0, model.config.context * model.config.horizon))
+    return Readout(nothing, np.zeros(4, dtype=np.int64), 1.0)
 
 
-def in_units(said: Prediction) -> tuple[Tensor, Tensor]:
+def in_units(said: Prediction) -> tuple[Tensor, Tensor, Tensor]:
+    """Point forecasts, the head's quantiles around them, and the scales of the windows."""
     point = said.level[:, None] + said.scale[:, None] * said.shift.double()
-    return point, point[..., None] + said.scale[:, None, None] * said.offsets.double()
+    return point, said.scale[:, None, None] * said.offsets.double(), said.scale
 
 
 def known(state: SeriesState) -> SeriesState:

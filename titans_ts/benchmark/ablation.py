@@ -112,7 +112,8 @@ def run_ablations(
         for variation in variations:
             for path in paths:
                 for seed in seeds:
-                    file = f"ablation-{name}-{variation}-{path}-{seed}.json".replace(" ", "_")
+                    short = "" if steps is None else f"-{steps}_steps"
+                    file = f"ablation-{name}-{variation}-{path}-{seed}{short}.json".replace(" ", "_")
                     run = partial(run_ablation, name, variation, path, folder=folder, seed=seed, steps=steps)
                     results.append(kept(out / file, run))
     return results

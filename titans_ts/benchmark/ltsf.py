@@ -122,7 +122,7 @@ def titans(split: Split, season: int, context: int | None, horizon: int, seed: i
         context_length=context,
         season_length=season,
         train=TrainConfig(validation=split.validation, refit=False),
-        point="median",
+        point="mean",
         random_state=seed,
     ).fit(split.values[: split.begin])
     return say_by(forecaster), forecaster.context_length_

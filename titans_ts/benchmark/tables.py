@@ -96,7 +96,9 @@ def stream(folder: Path) -> str:
 def panels(folder: Path, part: str = "panels") -> str:
     """Panels of the competitions: MASE, CRPS and coverage of the 80 % interval, and the means over all sets of the
     models that have run on every one."""
-    found = {(run["set"], run["model"]): run for run in read_runs(folder / part, "panels-*-0.json")}
+    wanted = part.removeprefix("panels_") if part != "panels" else "test"
+    runs = read_runs(folder / part, "panels-*-0.json")
+    found = {(run["set"], run["model"]): run for run in runs if run.get("part", "test") == wanted}
     models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
     rows = []
     for name in SETS:

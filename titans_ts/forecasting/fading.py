@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from .linear import series_scales
 from .panel import Float, Int, Panel
 
 LEVEL_RATES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
@@ -71,29 +72,31 @@ class Fading:
         device = state.own.device
         return FadingState(*(torch.from_numpy(part).to(device) for part in (members, recent, counts, surprise, own)))
 
-    def ahead(self, state: FadingState, horizon: int) -> Float:
-        """Forecasts `[N, F]`; NaN for a series without a value."""
+    def ahead(self, state: FadingState, horizon: int) -> tuple[Float, Float]:
+        """Forecasts `[N, F]`, NaN for a series without a value, and how ripe they are `[N]`: 0 up to two seasons of
+        values, where a season is no more than its first reading, and 1 from eight on."""
         from ..core.ops.fading import look_ahead_rows
 
         members, _, counts, _, own = (part.cpu().numpy() for part in state)
-        out = np.empty((len(own), horizon))
-        look_ahead_rows(self.rates, self.weights, own, members, counts, out)
-        return out
+        out, ripe = np.empty((len(own), horizon)), np.empty(len(own))
+        look_ahead_rows(self.rates, self.weights, own, members, counts, out, ripe)
+        return out, ripe
 
-    def at(self, panel: Panel, series: Int, origins: Int, horizon: int) -> tuple[Float, Float]:
-        """Forecasts `[W, F]` of these series of the panel after `origins` steps, and their mean surprise `[W]` then."""
+    def at(self, panel: Panel, series: Int, origins: Int, horizon: int) -> tuple[Float, Float, Float]:
+        """Forecasts `[W, F]` of these series after `origins` steps, how ripe they are `[W]`, and their mean
+        surprise then `[W]`."""
         from ..core.ops.fading import forecasts_at
 
         order = np.lexsort((origins, series))
-        out, surprises = np.empty((len(series), horizon)), np.empty(len(series))
+        out, surprises, ripe = np.empty((len(series), horizon)), np.empty(len(series)), np.empty(len(series))
         own = np.array([self.places.get(name, 0) for name in panel.ids], dtype=np.int64)
         values = np.ascontiguousarray(panel.values, dtype=np.float64)
         forecasts_at(
             values, panel.offsets, self.rates, self.weights, own, self.season,
-            np.asarray(series)[order], np.asarray(origins)[order], out, surprises,
+            np.asarray(series)[order], np.asarray(origins)[order], out, surprises, ripe,
         )  # fmt: skip
         back = np.argsort(order)
-        return out[back], surprises[back]
+        return out[back], ripe[back], surprises[back]
 
 
 def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None) -> Fading:
@@ -107,7 +110,7 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
     >>> steps = np.arange(100)
     >>> panel = Panel(5.0 + 2.0 * steps, np.array([0, 100]), ("line",), steps[-1:], steps[:1], CountClock())
     >>> fading = fit_fading(panel, horizon=3, season=1)
-    >>> fading.ahead(fading.absorb(fading.start(panel.ids), panel), 3).round(6).tolist()
+    >>> fading.ahead(fading.absorb(fading.start(panel.ids), panel), 3)[0].round(6).tolist()
     [[205.0, 207.0, 209.0]]
     """
     from ..core.ops.fading import errors_of_rates
@@ -128,12 +131,13 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
     tried = counted > 0
     mean = errors / np.maximum(counted, 1)[:, None]
     best = mean.min(1, keepdims=True)
-    mean = np.minimum((mean + 1e-300) / (best + 1e-300), WORST)
+    noise = 1e-9 * series_scales(panel, ends)[:, None]  # errors below it are rounding
+    mean = np.minimum((mean + noise) / (best + noise), WORST)
     average = mean[tried].mean(0) if tried.any() else np.ones(len(rates))
     mixed = (counted[:, None] * mean + POOLED * average) / (counted[:, None] + POOLED)
     mixed = np.concatenate([average[None], mixed])
     weights = (mixed.min(1, keepdims=True) / mixed) ** SHARPNESS
     weights /= weights.sum(1, keepdims=True)
     kept = np.sort(np.argsort(-weights.sum(0), kind="stable")[:KEPT])
-    weights = weights[:, kept]
+    weights = np.ascontiguousarray(weights[:, kept])
     return Fading(rates[kept], weights / weights.sum(1, keepdims=True), season, panel.ids)

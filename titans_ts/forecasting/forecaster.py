@@ -297,11 +297,15 @@ class TitansForecaster(PanelForecaster):
             more = left_over_at(covariates, panel, beside, context)
         scales = season_scales(panel, ends, self.season_length_)
         horizons = validated_horizons(panel, ends, self.horizon, context)
-        if fitted.judged is None:
-            require(settings.linear, "no series is long enough to train on: leave the linear path on (train__linear).")
+        said = None if fitted.judged is None else said_by_model(fitted.judged, fitted.weight)
+        if said is None or not np.isfinite(said.truth).any():
+            require(
+                settings.linear or said is not None,
+                "no series is long enough to train on: leave the linear path on (train__linear).",
+            )
             said = said_by_linear(path, panel, ends)
-        else:
-            said = said_by_model(fitted.judged, fitted.weight)
+            if not np.isfinite(said.truth).any():  # nothing was observed in the validation rows
+                said, horizons = said_by_linear(path, panel, panel.lengths), 0.0
         judged = judge(said, fading, more, panel, scales, horizons)
         calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
         self.model_ = model
@@ -368,8 +372,8 @@ class TitansForecaster(PanelForecaster):
             main = main + self.covariates_.left_over(part.covariates, windows)
         unit = error_unit(scale[:, 0], part.fading.surprise.cpu().numpy())
         head = scale[..., None] * said.offsets.double().cpu().numpy()
-        fading = self.fading_.ahead(part.fading, self.horizon)
-        mean, median, quantiles = self.calibration_.forecast(main, fading, head, unit, self.levels_)
+        fading, ripe = self.fading_.ahead(part.fading, self.horizon)
+        mean, median, quantiles = self.calibration_.forecast(main, fading, ripe, head, unit, self.levels_)
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
@@ -412,7 +416,9 @@ class TitansForecaster(PanelForecaster):
             "linear": None if self.linear_ is None else _linear_to_json(self.linear_),
             "fading": {"season": self.fading_.season, "ids": ids_to_json(self.fading_.ids)},
             "correction": self.correction_,
-            "calibration": {name: getattr(self.calibration_, name) for name in ("median", "fading", "head", "width")},
+            "calibration": {
+                name: getattr(self.calibration_, name) for name in ("mean", "median", "fading", "head", "width")
+            },
             "history": self.history_,
             "freq": self.freq_,
             "season_length": self.season_length_,
@@ -574,10 +580,10 @@ def judge(
     said: Said, fading: Fading, more: Callable[[Int, Int], Float] | None, panel: Panel, scales: Float, horizons: float
 ) -> Judged:
     """These forecasts, with what past and static covariates add, beside those of the fading memories."""
-    slow, surprise = fading.at(panel, said.series, said.origins, said.truth.shape[1])
+    slow, ripe, surprise = fading.at(panel, said.series, said.origins, said.truth.shape[1])
     main = said.main if more is None else said.main + more(said.series, said.origins)
     unit = error_unit(said.deviation, surprise)
-    return Judged(said.truth, main, slow, said.head, unit, scales[said.series], horizons)
+    return Judged(said.truth, main, slow, ripe, said.head, unit, scales[said.series], horizons)
 
 
 def validated_horizons(panel: Panel, ends: Int, horizon: int, context: int) -> float:

@@ -23,6 +23,9 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_PENALTY = 1e-3
 # of penalties whose validation error differs by less than this share, the largest is taken: the calmest map
 INDIFFERENCE = 1e-3
+# what unequal shares of nested contexts must bring more where one horizon was judged: an average is seldom far from the
+# best, and what is best on a few rows often is
+DOUBT = 0.05
 BLOCK_BYTES = 2**24
 OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
 JUDGED = 2048  # validation windows that choose between ways to fit, at most
@@ -146,7 +149,8 @@ def fit_linear(
     held = accumulate(checked, scales)
     small = len(panel) * context * max(context, horizon) <= OWN_NUMBERS
     single = [value for value in poolings if value < math.inf] if small and len(panel) > 1 else []
-    trials, paths = Trials(judged, scales), []
+    rows = (lengths - ends)[lengths > ends]
+    trials, paths = Trials(judged, scales, float(rows.mean()) / horizon if rows.size else 0.0), []
     for unit in units:
         gram = accumulate(chosen, scales, unit, own=bool(single))
         if not gram.windows:
@@ -229,8 +233,9 @@ class Trials:
     together, relative to those of the first path ever judged. What gains less than a thousandth over an earlier choice
     is not taken."""
 
-    def __init__(self, windows: Windows, scales: Float) -> None:
+    def __init__(self, windows: Windows, scales: Float, horizons: float) -> None:
         self.windows, self.scales = windows, scales
+        self.doubt = DOUBT / max(horizons, 1.0)
         self.first: Float | None = None
 
     def best(self, paths: Iterable[LinearPath]) -> LinearPath:
@@ -247,10 +252,12 @@ class Trials:
         return best
 
     def best_blend(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-        """The best shares of the parts' forecasts."""
+        """The best shares of the parts' forecasts; the fewer horizons are judged, the nearer to equal ones."""
         best, least = blends[0], math.inf
+        if not self.windows.total:
+            return best
         for blend, errors in zip(blends, self.errors(parts, blends), strict=True):
-            loss = self.loss(errors)
+            loss = self.loss(errors) + self.doubt * sum((share - 1 / len(blend)) ** 2 for share in blend)
             if loss < least * (1 - INDIFFERENCE):
                 best, least = blend, loss
         return best

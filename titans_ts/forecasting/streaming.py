@@ -58,7 +58,8 @@ class StreamingForecaster:
         self.adapt, self.point = adapt, point
         members, recent, counts, surprise, own = (part.cpu().numpy().copy() for part in held)
         self._fading = (fading.rates, fading.weights, own, members, recent, counts, surprise)
-        shares = (calibration.median, calibration.fading, calibration.head, calibration.width, point == "median")
+        shares = [getattr(calibration, name) for name in ("mean", "median", "fading", "head", "width")]
+        shares.append(float(point == "median"))
         self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
         self._table = np.array(calibration.table, dtype=np.float64, order="C")
         self._row, self._value = np.zeros(1, dtype=np.int64), np.zeros(1)

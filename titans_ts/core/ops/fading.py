@@ -22,14 +22,15 @@ from numba import njit
 F = TypeVar("F", bound=Callable[..., Any])
 
 SURPRISE_RATE = 0.05  # at which the mean surprise forgets
+YOUNG, RIPE = 2.0, 8.0  # seasons of values, up to which a memory counts nothing, and from which on in full
 ORIGINS = 256  # of one series, at most, at which rates are tried
 
 
 def strict(function: F) -> F:
     """The function, compiled when it is first called and kept on disk; its sums stay in their order.
 
-    >>> strict(take_in).__name__
-    'take_in'
+    >>> strict(strict).__name__
+    'strict'
     """
     return cast(F, njit(cache=True, error_model="numpy")(function))
 
@@ -71,6 +72,13 @@ def take_in(value, rates, weights, members, recent, counts, surprise):
 
 @strict
 @no_type_check
+def ripeness(counts):
+    """How much of what they need the memories of a series have seen: nothing up to two seasons, all from eight on."""
+    return min(max((counts[1] / (len(counts) - 3) - YOUNG) / (RIPE - YOUNG), 0.0), 1.0)
+
+
+@strict
+@no_type_check
 def look_ahead(rates, weights, members, counts, out):
     """out [F] = the weighted forecast of one series; NaN where nothing was seen."""
     season = members.shape[1] - 2
@@ -101,21 +109,22 @@ def take_in_some(rows, values, rates, weights, own, members, recent, counts, sur
 def finish_some(rows, rates, weights, own, members, counts, surprise, shares, middle, table, scales, points, offsets):
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
-    shares: of the head's median in the median, of the fading memories, and of the head's quantiles, the factor on them,
-    and 1 where the point forecast is the median. middle: the places of the levels next to the median, and the share of
-    the second. table [F, Q]: quantiles of the errors, in units of scale and surprise. See `forecasting.calibration`.
+    shares: of the head's median in the mean and in the median, of ripe fading memories, and of the head's quantiles,
+    the factor on them, and 1 where the point forecast is the median. middle: the places of the levels next to the
+    median, and their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise; see
+    `forecasting.calibration`.
     """
-    low, high, between = int(middle[0]), int(middle[1]), middle[2]
-    median, fading, head, width, asked = shares[0], shares[1], shares[2], shares[3], shares[4] > 0
+    low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
+    head, width, asked = shares[3], shares[4], shares[5] > 0
     fade = np.empty(points.shape[1])
     for i in range(len(rows)):
         r = rows[i]
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
-        unit = math.sqrt(max(scales[i], surprise[r]) * surprise[r])
+        fading = shares[2] * ripeness(counts[r])
+        unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
         for f in range(points.shape[1]):
-            own_median = offsets[i, f, low] * (1 - between) + offsets[i, f, high] * between
-            mean = points[i, f]
-            centre = mean + median * own_median
+            own_median = offsets[i, f, low] * first + offsets[i, f, high] * second
+            mean, centre = points[i, f] + shares[0] * own_median, points[i, f] + shares[1] * own_median
             if not math.isnan(fade[f]):
                 mean = fade[f] if math.isnan(mean) else mean + fading * (fade[f] - mean)
                 centre = fade[f] if math.isnan(centre) else centre + fading * (fade[f] - centre)
@@ -140,16 +149,17 @@ def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, 
 
 @strict
 @no_type_check
-def look_ahead_rows(rates, weights, own, members, counts, out):
-    """out [N, F] = the forecasts of some series."""
+def look_ahead_rows(rates, weights, own, members, counts, out, ripe):
+    """out [N, F] = the forecasts of some series, ripe [N] = how ripe they are."""
     for i in range(len(own)):
+        ripe[i] = ripeness(counts[i])
         look_ahead(rates, weights[own[i]], members[i], counts[i], out[i])
 
 
 @strict
 @no_type_check
-def forecasts_at(values, offsets, rates, weights, own, season, series, origins, out, surprises):
-    """out [W, F] = the forecasts of these series after `origins[w]` steps, and how surprised they were until then.
+def forecasts_at(values, offsets, rates, weights, own, season, series, origins, out, surprises, ripe):
+    """out [W, F] = the forecasts of these series after `origins[w]` steps, how surprised they were by then, how ripe.
 
     series, origins: [W], in order of the series, and for each in order of time."""
     first = 0
@@ -166,7 +176,7 @@ def forecasts_at(values, offsets, rates, weights, own, season, series, origins, 
                 take_in(values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise)
                 t += 1
             look_ahead(rates, weights[own[i]], members, counts, out[w])
-            surprises[w] = surprise[0]
+            surprises[w], ripe[w] = surprise[0], ripeness(counts)
         first = last
 
 
