@@ -24,6 +24,7 @@ from titans_ts.core.state import leaves, map_state
 from titans_ts.forecasting import forecaster as module
 from titans_ts.forecasting import training
 from titans_ts.forecasting.baselines import validation_ends
+from titans_ts.forecasting.calibration import WIDTHS
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.inference import prefill
 from titans_ts.forecasting.training import (
@@ -744,8 +745,8 @@ def test_a_correction_enters_only_where_its_gain_is_beyond_doubt():
     assert weight(*[2.0] * 8) == 0.5  # it speaks twice too loud
     assert weight(0.9, -0.3, -0.3, -0.3, 0.9, -0.3, -0.3, -0.3) == 0.0  # where it helps, it may be by chance
     assert weight(0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, -0.1) > 0.5
-    whole = [[some_batch(0.5, generator)] for _ in range(8)]
-    assert confirmed_weight(whole, horizons=0.05) < confirmed_weight(whole, horizons=1.0) <= 1.0  # little was validated
+    small = [[some_batch(0.03, generator)] for _ in range(8)]
+    assert 0 < confirmed_weight(small, horizons=1.0) < confirmed_weight(small) == 1.0  # little was validated
     # squared error gains where absolute error loses: not taken
     outliers = [[Batch(*(part.clone() for part in some_batch(0.0, generator)))] for _ in range(8)]
     for group in outliers:
@@ -1133,3 +1134,30 @@ def test_new_rows_bring_new_series_and_leave_silent_ones():
     np.testing.assert_allclose(numbers(out, ["d"]), numbers(expected, ["d"]), atol=1e-4)
     np.testing.assert_allclose(numbers(out, ["b", "c"]), numbers(before, ["b", "c"]), atol=1e-4)
     assert out[out["unique_id"] == "a"]["ds"].min() == LATER["ds"].max() + pd.Timedelta("1D")
+
+
+def test_nothing_observed_in_the_validation_rows_leaves_intervals_as_wide_as_the_training_rows_say():
+    y = np.random.default_rng(0).normal(size=200)
+    y[-50:] = np.nan
+    for steps in (0, 2):
+        forecaster = make(on_gap="mask", train=TrainConfig(steps=steps, validation=0.2)).fit(y)
+        said = forecaster.predict(level=80)
+        assert ((said[:, 2] - said[:, 1]) > 1.0).all()
+        assert forecaster.calibration_.width in (1.0, *WIDTHS)
+
+
+def test_the_head_s_intervals_need_a_trained_head():
+    with pytest.raises(ValueError, match="intervals='head' needs a trained head"):
+        make(intervals="head", train=TrainConfig(steps=0)).fit(PAST)
+    trained = make(intervals="head").fit(PAST)
+    assert trained.calibration_.head == 1.0
+    assert make(intervals="conformal").fit(PAST).calibration_.head == 0.0
+
+
+def test_a_series_that_begins_with_zeros_obeys_other_units_too():
+    random = np.random.default_rng(0)
+    y = random.normal(size=(200, 3)) + np.sin(np.arange(200) / 3)[:, None]
+    y[:160, 2], y[160:, 2] = 0.0, random.poisson(5, size=40)
+    linear = TrainConfig(steps=0)
+    one, other = make(train=linear).fit(y).predict(), make(train=linear).fit(1024 * y).predict() / 1024
+    np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)

@@ -3,7 +3,7 @@
 Rows 0-8639 train, 8640-11519 validate, 11520-14399 test; every column is standardised with the mean and deviation of
 its training rows; every window of the test part counts, for every column. The literature's number is the row `window`:
 each window is forecast from its own context alone. The rows `frozen` and `updating` run through the test part as a
-stream, step by step, and their memory has seen everything before it; in `frozen` it stands still from the end of
+stream, step by step, and their neural memory has seen everything before it; in `frozen` it stands still from the end of
 `fit` on.
 """
 

@@ -23,7 +23,7 @@ LEVEL_RATES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 # (rate, what is left of the trend after each step): none, damped ones, and straight lines
 TRENDS = ((0.0, 1.0), (0.05, 0.95), (0.2, 0.9), (0.02, 1.0), (0.05, 1.0), (0.2, 1.0))
 SEASON_RATES = (0.02, 0.1, 0.3, 0.6)
-LONGEST = 512  # steps of a season that is remembered: sixteen memories of a longer one would outweigh the model's state
+LONGEST = 512  # steps of a season that is remembered, at most: sixteen memories of one are 66 KB a series
 KEPT = 16  # rates that go on after `fit`: the others had next to no weight
 POOLED = 20.0  # origins of an average series that the errors of every series are mixed with
 WORST = 10.0  # what an error relative to the best one's counts at most, so that no single series decides for all

@@ -105,7 +105,8 @@ class TitansForecaster(PanelForecaster):
         is as accurate as the others on ETTh1's validation rows and the cheapest to stream.
     model: the backbone; None: two blocks of width 64 with a linear memory.
     train: how to learn (`TrainConfig`: steps, validation rows, linear path on or off); None: its defaults.
-    adapt: whether `update` lets the memories learn; False freezes them as `fit` left them, for comparison.
+    adapt: whether `update` lets the neural memories learn; False freezes them as `fit` left them, for comparison, while
+        window, scale and fading memories move on.
     warm_start: `fit` again goes on from the present weights where they fit the data.
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
     known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
@@ -296,7 +297,6 @@ class TitansForecaster(PanelForecaster):
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
             more = left_over_at(covariates, panel, beside, context)
         scales = season_scales(panel, ends, self.season_length_)
-        horizons = validated_horizons(panel, ends, self.horizon, context)
         said = None if fitted.judged is None else said_by_model(fitted.judged, fitted.weight)
         if said is None or not np.isfinite(said.truth).any():
             require(
@@ -305,7 +305,13 @@ class TitansForecaster(PanelForecaster):
             )
             said = said_by_linear(path, panel, ends)
             if not np.isfinite(said.truth).any():  # nothing was observed in the validation rows
-                said, horizons = said_by_linear(path, panel, panel.lengths), 0.0
+                said = said_by_linear(path, panel, panel.lengths)
+        require(
+            self.intervals != "head" or said.head is not None,
+            "intervals='head' needs a trained head, and nothing was trained: train for some steps, on longer series, "
+            "or take intervals='conformal'.",
+        )
+        horizons = validated_horizons(said, panel, ends, context)
         judged = judge(said, fading, more, panel, scales, horizons)
         calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
         self.model_ = model
@@ -586,15 +592,16 @@ def judge(
     return Judged(said.truth, main, slow, ripe, said.head, unit, scales[said.series], horizons)
 
 
-def validated_horizons(panel: Panel, ends: Int, horizon: int, context: int) -> float:
+def validated_horizons(said: Said, panel: Panel, ends: Int, context: int) -> float:
     """How many horizons the validation rows of a series are long, on average over the series that have some.
 
-    Where none has, training rows stand in for one horizon if there are so many that the linear path cannot have learnt
-    them by heart.
+    Where the forecasts are of training rows, those stand in for one horizon if there are so many that the linear path
+    cannot have learnt them by heart, and else for none.
     """
-    rows = (panel.lengths - ends)[panel.lengths > ends]
-    if rows.size:
-        return float(rows.mean()) / horizon
+    horizon = said.truth.shape[1]
+    later = said.origins >= ends[said.series]
+    if (np.isfinite(said.truth).any(1) & later).any():
+        return float((panel.lengths - ends)[panel.lengths > ends].mean()) / horizon
     return float(np.maximum(panel.lengths - horizon, 0).sum() >= BY_HEART * context)
 
 

@@ -295,7 +295,15 @@ def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> 
 
 
 def series_scales(panel: Panel, ends: Int) -> Float:
-    """The standard deviation of every series' rows before `ends` (1 for a constant one), `[N]`."""
+    """The standard deviation of every series' rows before `ends`, `[N]`: of all its rows where those stand still, 1
+    where all do."""
+    scales = deviations(panel, ends)
+    scales = np.where(scales > 0, scales, deviations(panel, panel.lengths))
+    return np.where(scales > 0, scales, 1.0)
+
+
+def deviations(panel: Panel, ends: Int) -> Float:
+    """The standard deviation of every series' rows before `ends`, `[N]`; 0 for what is constant but for rounding."""
     rows = np.repeat(np.arange(len(panel)), panel.lengths)
     inside = np.isfinite(panel.values) & (np.arange(len(panel.values)) - panel.offsets[rows] < ends[rows])
     rows, values = rows[inside], panel.values[inside]
@@ -303,8 +311,7 @@ def series_scales(panel: Panel, ends: Int) -> Float:
     mean = np.bincount(rows, values, minlength=len(panel)) / count
     variance = np.bincount(rows, (values - mean[rows]) ** 2, minlength=len(panel)) / count
     scale: Float = np.sqrt(variance)
-    # a constant leaves rounding noise, which is no scale
-    return np.where(scale > 1e-12 * np.abs(mean), scale, 1.0)
+    return np.where(scale > 1e-12 * np.abs(mean), scale, 0.0)
 
 
 def context_scale(contexts: Float, series_scale: Float) -> Float:

@@ -49,11 +49,13 @@ class TrainConfig:
         learns to live with a past longer than the window.
     learning_rate, weight_decay: of AdamW; the rate warms up over a tenth of the steps and falls to zero as a cosine.
         Without the linear path a quarter of it is used, since the head then starts at a closed-form map.
-    validation: last rows of every series that choose the ridge penalty, the stopping step and the weight of the
-        backbone's correction: a share of the rows when below 1, else a number of rows.
+    validation: last rows of every series that choose the ridge penalty, the stopping step, the weight of the backbone's
+        correction, the share of the fading memories, the effect of covariates and the quantiles: a share of the rows
+        when below 1, else a number of rows.
     checks: how often the validation rows are looked at.
     average: decay of the moving average of the weights that is validated and kept.
-    refit: fit the linear path again on all rows, the validation rows included, once its penalty is chosen. Off where a
+    refit: fit all that is in closed form (linear path, fading memories, covariates) again on all rows, the validation
+        rows included, once the choices are made. Off where a
         protocol keeps the weights from seeing them, as the long-horizon literature's does.
 
     >>> TrainConfig(steps=0).linear
