@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -93,12 +92,11 @@ def stream(folder: Path) -> str:
     return markdown(head, rows)
 
 
-def panels(folder: Path, part: str = "panels") -> str:
+def panels(folder: Path) -> str:
     """Panels of the competitions: MASE, CRPS and coverage of the 80 % interval, and the means over all sets of the
     models that have run on every one."""
-    wanted = part.removeprefix("panels_") if part != "panels" else "test"
-    runs = read_runs(folder / part, "panels-*-0.json")
-    found = {(run["set"], run["model"]): run for run in runs if run.get("part", "test") == wanted}
+    runs = read_runs(folder / "panels", "panels-*-0.json")
+    found = {(run["set"], run["model"]): run for run in runs if run.get("part", "test") == "test"}
     models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
     rows = []
     for name in SETS:
@@ -278,7 +276,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ablation": ablation,
     "recall": recall,
     "panels": panels,
-    "panels_validation": partial(panels, part="panels_validation"),
     "memory": memory,
     "stream": stream,
     "prices": prices,
