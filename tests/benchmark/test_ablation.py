@@ -77,8 +77,8 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
     arguments = ("tourism_monthly",), ("default", "memory off"), ("backbone alone",), (0,), tmp_path
     results = ablation.run_ablations(*arguments, steps=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "ablation-tourism_monthly-default-backbone_alone-0.json",
-        "ablation-tourism_monthly-memory_off-backbone_alone-0.json",
+        "ablation-tourism_monthly-default-backbone_alone-0-2_steps.json",
+        "ablation-tourism_monthly-memory_off-backbone_alone-0-2_steps.json",
     ]
     assert results[0]["steps"] == 2
     monkeypatch.setattr(ablation, "run_ablation", lambda *_, **__: pytest.fail("it ran again"))
@@ -101,7 +101,7 @@ def test_the_command_writes_its_runs(toy, tmp_path):
     ]
     done = CliRunner().invoke(app, ["benchmark", "ablation", "--out", str(tmp_path), *asked])
     assert done.exit_code == 0, done.output
-    assert [path.name for path in tmp_path.iterdir()] == ["ablation-tourism_monthly-momentum_off-whole-0.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["ablation-tourism_monthly-momentum_off-whole-0-1_steps.json"]
 
 
 def test_the_table_is_relative_to_the_default_of_the_same_seed(tmp_path):
