@@ -218,7 +218,7 @@ def test_the_penalty_is_the_one_with_the_least_validation_error():
         scales = series_scales(panel, ends)
         squares = [
             (((targets - apply_linear(weights, contexts)) / scales[series, None]) ** 2).ravel()
-            for series, contexts, targets in blocks(windows_between(panel, 21, 3, ends, panel.lengths))
+            for _, series, _, contexts, targets in blocks(windows_between(panel, 21, 3, ends, panel.lengths))
         ]
         assert path.losses[penalty] == pytest.approx(np.concatenate(squares).mean(), rel=1e-6)
 
@@ -228,9 +228,7 @@ def test_windows_are_all_there_whole_where_possible_and_without_missing_targets(
     frame = pd.concat([pd.DataFrame({"unique_id": i, "ds": np.arange(len(v)), "y": v}) for i, v in enumerate(values)])
     panel, _, _ = read(frame)
     windows = windows_between(panel, 4, 2, np.zeros(3, dtype=np.int64), panel.lengths)
-    found = [
-        (int(s), int(t[0])) for series, _, targets in blocks(windows) for s, t in zip(series, targets, strict=True)
-    ]
+    found = [(int(s), int(t[0])) for block in blocks(windows) for s, t in zip(block.series, block.targets, strict=True)]
     assert found == [(0, 4), (0, 5), (0, 6), (1, 3)]
     ((_, contexts, _),) = blocks(
         windows._replace(first=windows.first[[1]], counts=windows.counts[[1]], panel=panel.select([1]))

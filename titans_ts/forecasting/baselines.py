@@ -314,7 +314,7 @@ def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[
     for begin in (ends, np.zeros_like(ends)):
         windows = windows_between(panel, path.context_length, path.horizon, begin, panel.lengths)
         residuals = []
-        for series, contexts, targets in blocks(draw(windows, RESIDUAL_WINDOWS, np.random.default_rng(0))):
+        for _, series, _, contexts, targets in blocks(draw(windows, RESIDUAL_WINDOWS, np.random.default_rng(0))):
             moving = context_scale(contexts, np.zeros(len(contexts))) > 0
             unit = context_scale(contexts, scales[series])[:, None]
             maps = path.maps_of(panel.ids)[series]

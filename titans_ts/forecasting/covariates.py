@@ -39,7 +39,6 @@ from .linear import (
     DEFAULT_PENALTY,
     PENALTIES,
     LinearPath,
-    Windows,
     apply_linear,
     blocks,
     context_scale,
@@ -398,17 +397,17 @@ def judge(panel: Panel, raw: Panel, ends: Int, context: int, horizon: int) -> Fl
     windows = windows_between(panel, context, horizon, ends, panel.lengths)
     errors = [
         (series, rows, targets - apply_linear(path, contexts))
-        for series, rows, contexts, targets in placed_blocks(draw(windows, JUDGED, np.random.default_rng(0)))
+        for _, series, rows, contexts, targets in blocks(draw(windows, JUDGED, np.random.default_rng(0)))
     ]
     return grouped(errors, raw, ends)
 
 
 def grouped(errors: Sequence[tuple[Int, Int, Float]], raw: Panel, ends: Int) -> Float:
-    """Mean squared and absolute error `[G, 2]` of windows of `series` `[B]` whose targets begin at `rows` `[B]`."""
+    """Mean squared and absolute error `[G, 2]` of windows of `series` `[B]`, their targets from `rows` `[B]` on."""
     units = series_scales(raw, ends)
     sums, count = np.zeros((GROUPS, 2)), np.zeros(GROUPS)
     for series, rows, error in errors:
-        place = (rows - raw.offsets[series] - ends[series]) / np.maximum(raw.lengths - ends, 1)[series]
+        place = (rows - ends[series]) / np.maximum(raw.lengths - ends, 1)[series]
         group = np.clip((GROUPS * place).astype(np.int64), 0, GROUPS - 1)
         left = error / units[series, None]
         for column, value in enumerate(((left**2).mean(axis=1), np.abs(left).mean(axis=1))):
@@ -430,15 +429,6 @@ def confirmed(before: Float, after: Float) -> bool:
     """
     doubt = (after - before).std(axis=0, ddof=1) / len(before) ** 0.5 if len(before) > 1 else 0.0
     return bool(((after - before).mean(axis=0) + SURE * doubt < 0).all())
-
-
-def placed_blocks(windows: Windows) -> Iterator[tuple[Int, Int, Float, Float]]:
-    """As `blocks`, with the row of the flat panel at which the targets begin, `[B]`."""
-    values = windows.panel.values
-    numbers = np.where(np.isnan(values), np.nan, np.arange(len(values)))  # the same windows are whole
-    numbered = windows._replace(panel=replace(windows.panel, values=numbers, covariates=None))
-    for (series, contexts, targets), (_, _, rows) in zip(blocks(windows), blocks(numbered), strict=True):
-        yield series, rows[:, 0].astype(np.int64), contexts, targets
 
 
 # The map
@@ -472,9 +462,9 @@ def with_map(
     def read(begin: Int, stop: Int, most: int) -> Iterator[tuple[Int, Int, Float, Float, Float]]:
         """Series, rows, input of the map, what the linear path leaves over, and the unit of that."""
         windows = windows_between(panel, linear.context_length, linear.horizon, begin, stop)
-        for series, rows, contexts, targets in placed_blocks(draw(windows, most, np.random.default_rng(0))):
+        for _, series, rows, contexts, targets in blocks(draw(windows, most, np.random.default_rng(0))):
             unit = context_scale(contexts, units[series])[:, None]
-            x = path.features(past(series, rows), beside.static[series])
+            x = path.features(past(series, panel.offsets[series] + rows), beside.static[series])
             yield series, rows, x, targets - apply_linear(linear, contexts, maps[series]), unit
 
     size = look_back * width + len(path.static_centre)

@@ -59,8 +59,8 @@ from .training import Batch, Rows, TrainConfig, train
 
 _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
-MAX_WINDOWS = 50_000  # windows that fit the linear path: more change its third digit and cost seconds
-POOLINGS = (math.inf, 16.0, 8.0, 4.0, 2.0)  # how strongly the linear maps of single series are drawn to the shared one
+LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
+POOLINGS = (math.inf, 8.0, 2.0, 0.5, 0.0)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
 BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
 
@@ -265,8 +265,9 @@ class TitansForecaster(PanelForecaster):
             )
             covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
             panel = covariates.without_effect(panel)
-        linear_fit = partial(fit_linear, context=context, horizon=self.horizon, max_windows=MAX_WINDOWS, seed=seed)
-        path = linear_fit(panel, train_ends=ends, units=("window", "series"), poolings=POOLINGS, blends=BLENDS)
+        most = int(LINEAR_WORK / (context * (context + self.horizon)))
+        linear_fit = partial(fit_linear, context=context, horizon=self.horizon, max_windows=most, seed=seed)
+        path = linear_fit(panel, train_ends=ends, units=("series", "window"), poolings=POOLINGS, blends=BLENDS)
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )

@@ -29,6 +29,8 @@ DOUBT = 0.05
 BLOCK_BYTES = 2**24
 OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
 JUDGED = 2048  # validation windows that choose between ways to fit, at most
+GROUPS = 8  # groups of them, by which it is known how sure a choice is
+SURE = 2.0  # standard errors by which a gain must exceed nothing
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
@@ -91,6 +93,17 @@ class Windows(NamedTuple):
         return int(self.counts.sum()) if self.chosen is None else len(self.chosen)
 
 
+class Block(NamedTuple):
+    """Some whole windows: which of all `[B]`, of which series `[B]`, the first of its rows that is a target `[B]`,
+    contexts `[B, L]` (NaN before a series began) and targets `[B, H]`."""
+
+    place: Int
+    series: Int
+    rows: Int
+    contexts: Float
+    targets: Float
+
+
 class Gram(NamedTuple):
     """Sums over windows, of each series or (M = 1) of all: `X'X` `[M, L, L]`, `X'Y` `[M, L, H]`; over all, the sum of
     `Y²` and the number of windows."""
@@ -150,7 +163,7 @@ def fit_linear(
     small = len(panel) * context * max(context, horizon) <= OWN_NUMBERS
     single = [value for value in poolings if value < math.inf] if small and len(panel) > 1 else []
     rows = (lengths - ends)[lengths > ends]
-    trials, paths = Trials(judged, scales, float(rows.mean()) / horizon if rows.size else 0.0), []
+    trials, paths = Trials(judged, scales, ends, float(rows.mean()) / horizon if rows.size else 0.0), []
     for unit in units:
         gram = accumulate(chosen, scales, unit, own=bool(single))
         if not gram.windows:
@@ -230,22 +243,30 @@ def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], t
 
 class Trials:
     """Tells which of several paths the validation windows prefer: the one with the least squared and absolute error
-    together, relative to those of the first path ever judged. What gains less than a thousandth over an earlier choice
-    is not taken."""
+    together, relative to those of the first path ever judged.
 
-    def __init__(self, windows: Windows, scales: Float, horizons: float) -> None:
+    The first of them is left only for one that gains more than `INDIFFERENCE`, and more than `SURE` standard errors of
+    the gain over `GROUPS` groups of windows: stretches of time, or of series where all end at once. What looks best on
+    a few weeks often only suits these weeks.
+    """
+
+    def __init__(self, windows: Windows, scales: Float, ends: Int, horizons: float) -> None:
         self.windows, self.scales = windows, scales
         self.doubt = DOUBT / max(horizons, 1.0)
         self.first: Float | None = None
+        series, rows = places(windows)
+        time = (rows - ends[series]) / np.maximum(windows.panel.lengths - ends, 1)[series]
+        self.group = np.empty(windows.total, dtype=np.int64)
+        self.group[np.argsort(time, kind="stable")] = np.arange(windows.total) * GROUPS // max(windows.total, 1)
 
     def best(self, paths: Iterable[LinearPath]) -> LinearPath:
         """The best of these paths, of which two at most are held at a time."""
-        best, least = None, math.inf
+        best, least = None, np.zeros(0)
         for path in paths:
             if best is not None and not self.windows.total:
                 break
-            loss = self.loss(self.errors([path], [(1.0,)])[0])
-            if best is None or loss < least * (1 - INDIFFERENCE):
+            loss = self.losses([path], [(1.0,)])[0]
+            if best is None or surely_less(loss, least):
                 best, least = path, loss
         if best is None:
             raise ValueError("there is no path to choose from")
@@ -253,31 +274,45 @@ class Trials:
 
     def best_blend(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
         """The best shares of the parts' forecasts; the fewer horizons are judged, the nearer to equal ones."""
-        best, least = blends[0], math.inf
-        if not self.windows.total:
-            return best
-        for blend, errors in zip(blends, self.errors(parts, blends), strict=True):
-            loss = self.loss(errors) + self.doubt * sum((share - 1 / len(blend)) ** 2 for share in blend)
-            if loss < least * (1 - INDIFFERENCE):
-                best, least = blend, loss
-        return best
+        losses = [
+            loss + self.doubt * sum((share - 1 / len(blend)) ** 2 for share in blend)
+            for blend, loss in zip(blends, self.losses(parts, blends), strict=True)
+        ]
+        best = int(np.argmin([loss.sum() for loss in losses]))
+        return blends[best if surely_less(losses[best], losses[0]) else 0]
 
-    def errors(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> list[Float]:
-        """Sums of squared and absolute errors `[2]` of every blend, each series in units of its own scale."""
-        sums = np.zeros((len(blends), 2))
-        for series, contexts, targets in blocks(self.windows):
+    def losses(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> list[Float]:
+        """Squared and absolute error together of every blend, `[G]`, each series in units of its own scale; nothing
+        where no validation window is wholly observed."""
+        sums, count = np.zeros((len(blends), GROUPS, 2)), np.zeros(GROUPS)
+        for place, series, _, contexts, targets in blocks(self.windows):
             maps = series + 1 if parts[0].ids else np.zeros_like(series)
             said = [apply_linear(part, contexts, maps) for part in parts]
-            for place, blend in enumerate(blends):
+            group = self.group[place]
+            count += np.bincount(group, minlength=GROUPS)
+            for number, blend in enumerate(blends):
                 error = targets - sum(share * each for share, each in zip(blend, said, strict=True))
                 error /= self.scales[series, None]
-                sums[place] += (error**2).sum(), np.abs(error).sum()
-        return list(sums)
+                for kind, size in enumerate((error**2, np.abs(error))):
+                    sums[number, :, kind] += np.bincount(group, size.mean(axis=1), minlength=GROUPS)
+        sums = sums[:, count > 0] / count[count > 0, None]
+        if not count.any():
+            return [np.zeros(0)] * len(blends)
+        self.first = sums[0].mean(axis=0) if self.first is None else self.first
+        return list((sums / np.maximum(self.first, 1e-300)).sum(axis=-1))
 
-    def loss(self, errors: Float) -> float:
-        """Squared and absolute error together, relative to those of the first path judged."""
-        self.first = errors if self.first is None else self.first
-        return float((errors / np.maximum(self.first, 1e-300)).sum())
+
+def surely_less(loss: Float, other: Float) -> bool:
+    """Whether a loss `[G]` is less than another by more than `INDIFFERENCE` and by `SURE` standard errors.
+
+    >>> surely_less(np.array([0.8, 1.0]), np.array([1.0, 1.2])), surely_less(np.array([0.6, 1.2]), np.array([1.0, 1.0]))
+    (True, False)
+    """
+    if not len(loss):
+        return False
+    gain = other - loss
+    doubt = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+    return bool(gain.mean() > max(INDIFFERENCE * other.mean(), SURE * doubt))
 
 
 def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> Float:
@@ -344,18 +379,20 @@ def draw(windows: Windows, count: int | None, random: np.random.Generator) -> Wi
     return windows._replace(chosen=np.sort(random.choice(windows.total, count, replace=False, shuffle=False)))
 
 
-def blocks(windows: Windows) -> Iterator[tuple[Int, Float, Float]]:
-    """Series `[B]`, contexts `[B, L]` (NaN before a series began) and whole targets `[B, H]`, block after block."""
+def blocks(windows: Windows) -> Iterator[Block]:
+    """The windows with an observed context and nothing but observed targets, block after block."""
     size = max(BLOCK_BYTES // (8 * (windows.context + windows.horizon)), 1)
     every = places(windows)
     for begin in range(0, windows.total, size):
-        series, target = (part[begin : begin + size] for part in every)
-        contexts, targets = cut(windows, series, target)
+        series, rows = (part[begin : begin + size] for part in every)
+        contexts, targets = cut(windows, series, rows)
+        block = Block(np.arange(begin, begin + len(series)), series, rows, contexts, targets)
         whole = ~np.isnan(targets).any(axis=1) & ~np.isnan(contexts).all(axis=1)
         if whole.all():
-            yield series, contexts, targets
+            yield block
         elif whole.any():
-            yield series[whole], contexts[whole], targets[whole]
+            kept = np.flatnonzero(whole)
+            yield Block(block.place[kept], series[kept], rows[kept], contexts[kept], targets[kept])
 
 
 def places(windows: Windows) -> tuple[Int, Int]:
@@ -398,7 +435,7 @@ def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: b
     length, horizon = windows.context, windows.horizon
     maps = len(windows.panel) if own else 1
     xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, horizon)), 0.0, 0
-    for series, contexts, targets in blocks(windows):
+    for _, series, _, contexts, targets in blocks(windows):
         x, mean = centre(contexts)
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
         x = x / size[:, None]

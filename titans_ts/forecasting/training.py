@@ -7,7 +7,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -27,13 +27,16 @@ Linear = Callable[[Tensor, Tensor], Tensor]
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
 STARTING = 24  # batches of sequences from which the head's first map is computed
 FINE = 0.25  # of the learning rate, where the head starts at that map: steps made for chance would only lose it
+BARE = 8  # times as many sequences where each is one context and brings one forecast
 ORIGINS = 1024  # forecasts that one optimiser step learns from, at most: neighbours say nearly the same
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
 PAST = 8  # sequences of past that validation remembers
+STRIDE = 4  # patches between two bare contexts of a validation sequence
 GROUPS, GROUP = 8, 16  # validation sequences come in so many groups, or in more of at most so many sequences
 JUDGED_NUMBERS = 2**23  # quantiles of forecasts that are kept to be judged, at most: 32 MB
 DOUBT = 0.05  # what the whole correction must bring more where one horizon was validated
+COMPARED = 2**18  # values of a group of validation forecasts that judge the correction, at most
 SURE = 1.0  # standard errors by which a gain must exceed nothing
 
 
@@ -208,7 +211,7 @@ def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
 def confirmed_weight(parts: list[list[Batch]], horizons: float = math.inf) -> float:
     """The share of the correction, between 0 and 1, that the validation rows confirm.
 
-    parts: the validation rows in groups, each group forecast in one or more ways (with a memory of the past, without).
+    parts: the validation rows in groups, each forecast in one or more ways (from bare contexts, with a memory).
     In every way the correction must lower squared and absolute error alike, on average over the groups by more than
     `SURE` standard errors of that average. Of the shares that do, in steps of a twentieth, the one with the least mean
     of all errors relative to no correction, and a cost that falls with the number of `horizons` that were validated:
@@ -219,35 +222,38 @@ def confirmed_weight(parts: list[list[Batch]], horizons: float = math.inf) -> fl
     >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, *one.expand(3, 1))]])
     0.25
     """
-    before = errors_left(parts, 0.0)
-    level = before.mean(0).clamp(min=1e-300)
+    weights = [step / 20 for step in range(21)]
+    errors = errors_left(parts, weights)
+    level = errors[0].mean(0).clamp(min=1e-300)
     best, least, doubt_of_all = 0.0, 1.0, DOUBT / max(horizons, 1.0)
-    for step in range(1, 21):
-        after = errors_left(parts, step / 20)
-        cost = doubt_of_all * (step / 20) ** 2
+    for weight, after in zip(weights[1:], errors[1:], strict=True):
+        cost = doubt_of_all * weight**2
         ratio = after.mean(0) / level
-        doubt = (after - before).std(0) / len(parts) ** 0.5 / level if len(parts) > 1 else torch.zeros_like(level)
+        doubt = (after - errors[0]).std(0) / len(parts) ** 0.5 / level if len(parts) > 1 else torch.zeros_like(level)
         if (ratio + SURE * doubt < 1).all() and ratio.mean() + cost < least:
-            best, least = step / 20, float(ratio.mean()) + cost
+            best, least = weight, float(ratio.mean()) + cost
     return best
 
 
-def errors_left(parts: list[list[Batch]], weight: float) -> Tensor:
-    """Mean squared and absolute error with this share of the correction, [group, way, 2]; groups and ways without a
-    known value are 0.
+def errors_left(parts: list[list[Batch]], weights: Sequence[float]) -> Tensor:
+    """Mean squared and absolute error with these shares of the correction, [weight, group, way, 2]; groups and ways
+    without a known value are 0. Of more than `COMPARED` values of one group an even selection counts.
 
     >>> one = torch.ones(1, 1)
-    >>> errors_left([[Batch(0 * one, one, one[None], one[0], one, *one.expand(3, 1))]], 0.5)
-    tensor([[[0.2500, 0.5000]]], dtype=torch.float64)
+    >>> errors_left([[Batch(0 * one, one, one[None], one[0], one, *one.expand(3, 1))]], [0.5])
+    tensor([[[[0.2500, 0.5000]]]], dtype=torch.float64)
     """
 
     def errors(batch: Batch) -> Tensor:
-        known = ~batch.truth.isnan()
-        left = batch.truth - batch.base - weight * batch.scale.unsqueeze(-1) * batch.shift
-        left = (left / batch.unit.unsqueeze(-1))[known]
-        return torch.stack([left.square().sum(), left.abs().sum()]).double().cpu() / known.sum().clamp(min=1).cpu()
+        left = (batch.truth - batch.base) / batch.unit.unsqueeze(-1)
+        known = (~left.isnan()).flatten().nonzero().squeeze(1)
+        known = known[:: max(1, len(known) // COMPARED)]
+        step = batch.shift.flatten()[known] * (batch.scale / batch.unit)[known // left.shape[1]]
+        left = left.flatten()[known]
+        sums = [((left - weight * step).square().sum(), (left - weight * step).abs().sum()) for weight in weights]
+        return torch.tensor(sums, dtype=torch.float64) / max(len(known), 1)
 
-    return torch.stack([torch.stack([errors(batch) for batch in group]) for group in parts])
+    return torch.stack([torch.stack([errors(batch) for batch in group], 1) for group in parts], 1)
 
 
 class Fitted(NamedTuple):
@@ -289,6 +295,7 @@ def train(
     checks = groups_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
 
     warm = shape.num_tokens * shape.patch
+    bare = math.ceil(shape.context / shape.patch) * shape.patch
     decay = [p for p in model.parameters() if p.dim() >= 2]
     plain = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -309,11 +316,14 @@ def train(
             memories = remember(average, before, usable, last, length, generator)
         if step % 2 and memories is not None:
             drawn = torch.randint(len(memories.series), (config.batch,), generator=generator).to(last.device)
-            sequences = map_state(lambda part, drawn=drawn: part[drawn], memories)
+            sequences, size = map_state(lambda part, drawn=drawn: part[drawn], memories), length
+        elif step % 4:
+            sequences, size = draw(usable, last, train_ends, length, warm, config.batch, generator), length
         else:
-            sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
+            sequences, size = draw(usable, last, train_ends, bare, warm, BARE * config.batch, generator), bare
+            sequences = only_last(sequences, shape.patch)
         model.train()
-        batch = forecast_batch(model, linear, before, sequences, length, generator, ORIGINS)
+        batch = forecast_batch(model, linear, before, sequences, size, generator, ORIGINS)
         squared, pinball = losses(batch, levels)
         optimizer.zero_grad(set_to_none=True)
         (squared + pinball).backward()
@@ -421,6 +431,11 @@ def draw(
     return Sequences(series, begin, end, begin + ((end - begin) // 2).clamp(max=warm))
 
 
+def only_last(sequences: Sequences, patch: int) -> Sequences:
+    """The same sequences, with forecasts from behind their last whole patch alone."""
+    return sequences._replace(first=sequences.begin + (sequences.end - sequences.begin) // patch * patch)
+
+
 @torch.no_grad()
 def remember(
     model: TimeSeriesModel, rows: Rows, usable: Tensor, last: Tensor, length: int, generator: torch.Generator
@@ -476,15 +491,28 @@ def validation_loss(parts: list[list[Batch]], shrink: bool, levels: Tensor) -> f
 def validation_batches(
     model: TimeSeriesModel, linear: Linear | None, rows: Rows, checks: list[Sequences], length: int
 ) -> list[list[Batch]]:
-    """Forecasts of the validation rows, always from the same origins: for every group of sequences from the rows of
-    each alone, and with the memory of what came before it."""
+    """Forecasts of the validation rows, always from the same origins: for every group of sequences from single contexts
+    that nothing came before, and with the memory of what came before each."""
     model.eval()
     generator = torch.Generator().manual_seed(0)
 
     def say(sequences: Sequences) -> Batch:
         return forecast_batch(model, linear, rows, sequences, length, generator)
 
-    return [[say(group), say(with_past(model, rows, group, length))] for group in checks]
+    return [[say(bare_contexts(group, model)), say(with_past(model, rows, group, length))] for group in checks]
+
+
+def bare_contexts(sequences: Sequences, model: TimeSeriesModel) -> Sequences:
+    """Single contexts that end where some of the sequences' forecasts begin."""
+    patch = model.config.patch
+    size = math.ceil(model.config.context / patch) * patch
+    series, _, end, first = sequences[:4]
+    back = STRIDE * patch * torch.arange(int((end - first).max()) // (STRIDE * patch) + 1, device=end.device)
+    ends = end[:, None] - back
+    row, place = (ends >= torch.maximum(first, torch.full_like(first, patch))[:, None]).nonzero(as_tuple=True)
+    end = ends[row, place]
+    begin = (end - size).clamp(min=0)
+    return only_last(Sequences(series[row], begin, end, end), patch)
 
 
 def with_past(model: TimeSeriesModel, rows: Rows, sequences: Sequences, length: int) -> Sequences:
