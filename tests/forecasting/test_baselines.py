@@ -230,10 +230,8 @@ def test_windows_are_all_there_whole_where_possible_and_without_missing_targets(
     windows = windows_between(panel, 4, 2, np.zeros(3, dtype=np.int64), panel.lengths)
     found = [(int(s), int(t[0])) for block in blocks(windows) for s, t in zip(block.series, block.targets, strict=True)]
     assert found == [(0, 4), (0, 5), (0, 6), (1, 3)]
-    ((_, contexts, _),) = blocks(
-        windows._replace(first=windows.first[[1]], counts=windows.counts[[1]], panel=panel.select([1]))
-    )
-    np.testing.assert_array_equal(contexts, [[np.nan, 0, 1, np.nan]])
+    (block,) = blocks(windows._replace(first=windows.first[[1]], counts=windows.counts[[1]], panel=panel.select([1])))
+    np.testing.assert_array_equal(block.contexts, [[np.nan, 0, 1, np.nan]])
     assert draw(windows, 2, np.random.default_rng(0)).total == 2
 
 
