@@ -11,10 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from titans_ts.benchmark import ltsf
+from titans_ts.benchmark.runs import Score
 from titans_ts.benchmark.tables import render
 from titans_ts.cli import app
 from titans_ts.data import describe
 from titans_ts.data.registry import ENVIRONMENT_VARIABLE
+from titans_ts.forecasting.forecast import Forecast
 
 TRAIN, VALIDATION, TEST = 260, 60, 60
 HORIZONS = (4, 12)
@@ -82,10 +84,19 @@ def test_a_window_is_forecast_from_the_rows_right_before_it(toy):
     assert scores[12].squared == pytest.approx((truth**2).sum())
 
 
+def test_coverage_counts_the_truths_inside_the_interval():
+    score, levels = Score(), (0.1, 0.5, 0.9)
+    truth = np.array([0.0, 3.0])
+    score.add(np.zeros(2), truth)
+    score.add_quantiles(np.tile([-1.0, 0.0, 1.0], (2, 1)), levels, truth)
+    # pinball of 0: .1 + 0 + .1; of 3: .4 + 1.5 + 1.8; twice their mean over the levels, over the size 3
+    assert score.result() == {"mse": 4.5, "mae": 1.5, "coverage-80": 0.5, "crps": round(2 * 3.9 / 3 / 3, 4)}
+
+
 def test_a_shorter_horizon_is_the_beginning_of_the_forecast(toy):
     toy[:] = np.sin(2 * np.pi * np.arange(len(toy)) / SEASON)[:, None]
     scores = run("SeasonalNaive")["scores"]
-    assert scores == {str(h): {"mse": 0.0, "mae": 0.0} for h in HORIZONS}
+    assert all(scores[str(h)]["mse"] == scores[str(h)]["mae"] == 0.0 for h in HORIZONS)
 
 
 @pytest.mark.parametrize("model", ["Ridge", "SeasonalNaive", "Titans"])
@@ -95,7 +106,8 @@ def test_no_test_row_reaches_a_forecast(model, toy, monkeypatch):
 
     def recorded(say, split, context, horizons):
         rows = np.arange(3)
-        said.append(say(split.values[split.begin - context : split.begin].T, rows))
+        answer = say(split.values[split.begin - context : split.begin].T, rows)
+        said.append(answer.point if isinstance(answer, Forecast) else answer)
         return score(say, split, context, horizons)
 
     monkeypatch.setattr(ltsf, "score_windows", recorded)

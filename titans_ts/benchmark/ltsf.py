@@ -4,7 +4,7 @@ Every column is standardised with the mean and deviation of its training rows. T
 rows, every choice is made on the validation rows after them, and every window of the test rows counts, for every column
 and with stride 1: a test part of R rows has R - h + 1 windows of horizon h. Each window is forecast from its own
 context alone, which may reach back into the validation rows. One model forecasts 720 steps, and shorter horizons are
-the beginnings of its forecasts. The point forecast is the median, for every set.
+the beginnings of its forecasts. The point forecast is the mean, for every set.
 
 With `part="validation"` everything moves one part earlier and the test rows are cut off when the set is read: the
 validation rows are scored, and the last training rows, as many as those of validation, take their place.
@@ -28,6 +28,7 @@ import torch
 from ..data import describe, load
 from ..forecasting.base import PanelForecaster
 from ..forecasting.baselines import SeasonalNaive, usual_context
+from ..forecasting.forecast import Forecast
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.linear import apply_linear, fit_linear
 from ..forecasting.panel import Float
@@ -43,8 +44,8 @@ ROWS = {"etth1": (8640, 2880, 2880), "etth2": (8640, 2880, 2880)}
 ROWS |= {"ettm1": (34560, 11520, 11520), "ettm2": (34560, 11520, 11520)}
 WINDOWS = 128  # windows forecast together: more are no faster for short contexts, and slower for long ones
 
-# contexts [B, L] of the columns [B] to forecasts [B, H]
-Say = Callable[[Float, Any], Float]
+# contexts [B, L] of the columns [B] to forecasts [B, H], with quantiles or without
+Say = Callable[[Float, Any], Forecast | Float]
 
 
 @dataclass(frozen=True)
@@ -98,19 +99,24 @@ def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...
         contexts, truths = (
             padded[origins[:, None] + np.arange(*steps)].transpose(0, 2, 1) for steps in ((-context, 0), (0, longest))
         )
-        said = say(contexts.reshape(-1, context), np.tile(np.arange(columns), len(origins))).reshape(truths.shape)
+        said = say(contexts.reshape(-1, context), np.tile(np.arange(columns), len(origins)))
+        point = (said.point if isinstance(said, Forecast) else said).reshape(truths.shape)
         for horizon, score in scores.items():
             whole = origins + horizon <= end
-            score.add(said[whole, :, :horizon], truths[whole, :, :horizon])
+            truth = truths[whole, :, :horizon]
+            score.add(point[whole, :, :horizon], truth)
+            if isinstance(said, Forecast):
+                quantiles = said.quantiles.reshape(*truths.shape, -1)[whole, :, :horizon]
+                score.add_quantiles(quantiles, said.levels, truth)
     return scores
 
 
 def say_by(forecaster: PanelForecaster) -> Say:
     """How one of our forecasters speaks about contexts."""
 
-    def say(contexts: Float, columns: Any) -> Float:
+    def say(contexts: Float, columns: Any) -> Forecast:
         panel = panel_of(contexts, tuple(columns.tolist()))
-        return forecaster._forecast(forecaster._start(panel), np.arange(len(panel))).point
+        return forecaster._forecast(forecaster._start(panel), np.arange(len(panel)))
 
     return say
 

@@ -20,7 +20,8 @@ PEAK = Path("/proc/self/clear_refs")  # where the high-water mark of the memory 
 
 
 class Score:
-    """Mean squared and absolute error, gathered piece by piece.
+    """Errors of forecasts, gathered piece by piece; with quantiles also how often the 80 % interval held the truth, and
+    the CRPS (twice the quantile loss over the levels, relative to the size of the truth).
 
     >>> score = Score()
     >>> score.add(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
@@ -29,8 +30,8 @@ class Score:
     """
 
     def __init__(self) -> None:
-        self.squared = self.absolute = 0.0
-        self.count = 0
+        self.squared = self.absolute = self.inside = self.pinball = self.size = 0.0
+        self.count = self.judged = 0
 
     def add(self, forecast: Float, truth: Float) -> None:
         """Count forecasts against what came."""
@@ -39,9 +40,22 @@ class Score:
         self.absolute += float(np.abs(error).sum())
         self.count += error.size
 
+    def add_quantiles(self, quantiles: Float, levels: tuple[float, ...], truth: Float) -> None:
+        """Count quantiles `[..., Q]`, of which the levels .1 and .9 are two, against what came `[...]`."""
+        low, high = (quantiles[..., levels.index(level)] for level in (0.1, 0.9))
+        self.inside += float(((low <= truth) & (truth <= high)).sum())
+        for place, level in enumerate(levels):
+            gap = truth - quantiles[..., place]
+            self.pinball += 2 * float(np.maximum(level * gap, (level - 1) * gap).sum()) / len(levels)
+        self.size += float(np.abs(truth).sum())
+        self.judged += truth.size
+
     def result(self) -> dict[str, float]:
-        """MSE and MAE, rounded to four digits as in the literature."""
-        return {"mse": round(self.squared / self.count, 4), "mae": round(self.absolute / self.count, 4)}
+        """MSE and MAE, rounded to four digits as in the literature; coverage and CRPS where there were quantiles."""
+        result = {"mse": self.squared / self.count, "mae": self.absolute / self.count}
+        if self.judged:
+            result |= {"coverage-80": self.inside / self.judged, "crps": self.pinball / self.size}
+        return {name: round(value, 4) for name, value in result.items()}
 
 
 class Cost:

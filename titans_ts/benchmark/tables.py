@@ -168,7 +168,20 @@ def ltsf(folder: Path) -> str:
         published = [line.split(", ")[place] for line in PUBLISHED.values()]
         beside.append([name, *(cell(found[column].get(name, []), horizons, spread) for column in own), *published])
     head = ["set", *(f"**{model} here**" for model, _ in own), *PUBLISHED]
-    return markdown(["set", "horizon", *map("".join, columns)], rows) + "\n\n" + markdown(head, beside)
+    tables = [markdown(["set", "horizon", *map("".join, columns)], rows), markdown(head, beside)]
+    ours = [column for column in columns if column[0] == "Titans"]
+
+    def intervals(scores: list[dict[str, float]]) -> str:
+        known = [score for score in scores if "coverage-80" in score]
+        means = [mean(score[name] for score in known) for name in ("coverage-80", "crps")] if known else []
+        return f"{means[0]:.1%} / {means[1]:.3f}" if means else ""
+
+    covered = [
+        [name, h, *(intervals([run["scores"][h] for run in found[column].get(name, [])]) for column in ours)]
+        for name in long_horizon.SETS
+        for h in horizons
+    ]
+    return "\n\n".join([*tables, markdown(["set", "horizon", *map("".join, ours)], covered)])
 
 
 def gift(folder: Path) -> str:

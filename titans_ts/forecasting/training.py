@@ -27,14 +27,14 @@ Linear = Callable[[Tensor, Tensor], Tensor]
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
 STARTING = 24  # batches of sequences from which the head's first map is computed
 FINE = 0.25  # of the learning rate, where the head starts at that map: steps made for chance would only lose it
-BARE = 8  # times as many sequences where each is one context and brings one forecast
+BARE = 4  # times as many sequences where each is one context and brings one forecast
 ORIGINS = 1024  # forecasts that one optimiser step learns from, at most: neighbours say nearly the same
+SAID = 2**21  # quantiles that one step, one validation pass or the judging of a fit holds, at most: 8 MB
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
 PAST = 8  # sequences of past that validation remembers
 STRIDE = 4  # patches between two bare contexts of a validation sequence
 GROUPS, GROUP = 8, 16  # validation sequences come in so many groups, or in more of at most so many sequences
-JUDGED_NUMBERS = 2**23  # quantiles of forecasts that are kept to be judged, at most: 32 MB
 DOUBT = 0.05  # what the whole correction must bring more where one horizon was validated
 COMPARED = 2**18  # values of a group of validation forecasts that judge the correction, at most
 SURE = 1.0  # standard errors by which a gain must exceed nothing
@@ -73,7 +73,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     validation: float = 0.2
-    checks: int = 12
+    checks: int = 6
     average: float = 0.99
     refit: bool = True
 
@@ -294,6 +294,8 @@ def train(
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
     checks = groups_of(validation_sequences(rows, train_ends, length, shape.patch), rows, train_ends)
 
+    affordable = SAID // (shape.horizon * len(shape.quantiles))
+    origins = min(ORIGINS, max(64, affordable))
     warm = shape.num_tokens * shape.patch
     bare = math.ceil(shape.context / shape.patch) * shape.patch
     decay = [p for p in model.parameters() if p.dim() >= 2]
@@ -323,7 +325,7 @@ def train(
             sequences, size = draw(usable, last, train_ends, bare, warm, BARE * config.batch, generator), bare
             sequences = only_last(sequences, shape.patch)
         model.train()
-        batch = forecast_batch(model, linear, before, sequences, size, generator, ORIGINS)
+        batch = forecast_batch(model, linear, before, sequences, size, generator, origins)
         squared, pinball = losses(batch, levels)
         optimizer.zero_grad(set_to_none=True)
         (squared + pinball).backward()
@@ -352,12 +354,13 @@ def train(
     if not checks:
         sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
         with torch.no_grad():
-            return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, ORIGINS))
+            return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, origins))
     parts = validation_batches(model, linear, rows, checks, length)
     held = (rows.ends - rows.starts - train_ends).double()
     weight = weight if linear is None else confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon)
-    most = min(max(JUDGED_NUMBERS // shape.horizon // len(shape.quantiles), 256), 4096)
-    return Fitted(weight, history, thinned([remembering for _, remembering in parts], most))
+    return Fitted(
+        weight, history, thinned([remembering for _, remembering in parts], min(4 * ORIGINS, max(256, affordable)))
+    )
 
 
 def thinned(batches: list[Batch], most: int) -> Batch:
@@ -496,16 +499,22 @@ def validation_batches(
     model.eval()
     generator = torch.Generator().manual_seed(0)
 
-    def say(sequences: Sequences) -> Batch:
-        return forecast_batch(model, linear, rows, sequences, length, generator)
+    config = model.config
+    most = max(16, SAID // (config.horizon * len(config.quantiles) * max(len(checks), 1)))
 
-    return [[say(bare_contexts(group, model)), say(with_past(model, rows, group, length))] for group in checks]
+    bare = math.ceil(config.context / config.patch) * config.patch
+
+    def say(sequences: Sequences, size: int) -> Batch:
+        return forecast_batch(model, linear, rows, sequences, size, generator, most)
+
+    return [
+        [say(bare_contexts(group, bare, config.patch), bare), say(with_past(model, rows, group, length), length)]
+        for group in checks
+    ]
 
 
-def bare_contexts(sequences: Sequences, model: TimeSeriesModel) -> Sequences:
-    """Single contexts that end where some of the sequences' forecasts begin."""
-    patch = model.config.patch
-    size = math.ceil(model.config.context / patch) * patch
+def bare_contexts(sequences: Sequences, size: int, patch: int) -> Sequences:
+    """Single contexts of `size` steps that end where some of the sequences' forecasts begin."""
     series, _, end, first = sequences[:4]
     back = STRIDE * patch * torch.arange(int((end - first).max()) // (STRIDE * patch) + 1, device=end.device)
     ends = end[:, None] - back
