@@ -21,7 +21,7 @@ from titans_ts.forecasting.clock import CountClock
 from titans_ts.forecasting.panel import Panel
 
 LEVELS = tuple(k / 10 for k in range(1, 10))
-WINDOWS, HORIZON = 400, 5
+WINDOWS, HORIZON, SERIES = 400, 5, 40
 
 
 def mixed_share(data, powers=(1, 2)):
@@ -29,13 +29,14 @@ def mixed_share(data, powers=(1, 2)):
 
 
 def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
-    """A truth of noise around zero, in windows of very different units."""
+    """A truth of noise around zero, in series of very different units."""
     random = np.random.default_rng(seed)
-    unit = 10.0 ** random.uniform(-2, 2, size=WINDOWS)
+    series = np.arange(WINDOWS) % SERIES
+    unit = 10.0 ** np.random.default_rng(7).uniform(-2, 2, size=SERIES)[series]
     truth = noise * unit[:, None] * random.normal(size=(WINDOWS, HORIZON)) * np.arange(1, HORIZON + 1)
     filled = np.ones((WINDOWS, HORIZON)) * unit[:, None]
     around = None if head is None else unit[:, None, None] * head
-    return Judged(truth, main * filled, fading * filled, np.ones(WINDOWS), around, unit, unit, horizons)
+    return Judged(series, truth, main * filled, fading * filled, np.ones(WINDOWS), around, unit, unit, horizons)
 
 
 @pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
@@ -57,12 +58,42 @@ def test_the_less_was_validated_the_nearer_the_share_is_to_a_half():
 def test_the_intervals_cover_what_they_say_step_by_step():
     calibration = calibrate(judged(), LEVELS)
     new = judged(seed=1)
-    mean, median, quantiles = calibration.forecast(new.main, new.fading, new.ripe, None, new.unit, LEVELS)
+    mean, median, quantiles = calibration.forecast(
+        new.main, new.fading, new.ripe, None, new.unit, 1 + new.series, LEVELS
+    )
     assert (mean == median).all()
     for place, level in enumerate(LEVELS):
         below = (new.truth < quantiles[..., place]).mean(0)
         np.testing.assert_allclose(below, level, atol=0.08)
     assert (np.diff(quantiles, axis=-1) >= 0).all()
+
+
+def test_a_series_that_errs_more_than_its_unit_says_gets_wider_intervals():
+    data, new = judged(), judged(seed=1)
+    wild = np.where(np.arange(SERIES) < 10, 5.0, 1.0)
+    data, new = (part._replace(truth=part.truth * wild[part.series, None]) for part in (data, new))
+    calibration = calibrate(data, LEVELS, mix=False)
+    _, _, quantiles = calibration.forecast(new.main, new.fading, new.ripe, None, new.unit, 1 + new.series, LEVELS)
+    inside = ((quantiles[..., 0] < new.truth) & (new.truth < quantiles[..., -1])).mean(1)
+    for some in (new.series < 10, new.series >= 10):
+        assert abs(inside[some].mean() - 0.8) < 0.05
+
+
+def test_a_calm_window_of_a_restless_series_keeps_a_width():
+    data = judged()
+    calibration = calibrate(data, LEVELS)
+    calm = calibration.forecast(data.main, data.fading, data.ripe, None, 0 * data.unit, 1 + data.series, LEVELS)[2]
+    usual = calibration.forecast(data.main, data.fading, data.ripe, None, data.unit, 1 + data.series, LEVELS)[2]
+    np.testing.assert_allclose(np.ptp(calm, axis=-1), 0.5 * np.ptp(usual, axis=-1))
+
+
+def test_a_head_that_is_too_narrow_is_widened_until_the_outer_interval_covers():
+    normal = np.array([-1.28, -0.84, -0.52, -0.25, 0.0, 0.25, 0.52, 0.84, 1.28])
+    data = judged(head=0.1 * normal * np.arange(1, HORIZON + 1)[:, None])
+    for intervals in ("auto", "head"):
+        calibration = calibrate(data, LEVELS, intervals, mix=False)
+        said = calibration.forecast(data.main, data.fading, data.ripe, data.head, data.unit, 1 + data.series, LEVELS)[2]
+        assert 0.77 < ((said[..., 0] < data.truth) & (data.truth < said[..., -1])).mean() < 0.83
 
 
 def test_a_common_error_of_the_validation_rows_is_not_carried_on():
@@ -80,7 +111,7 @@ def test_a_head_that_knows_the_spread_is_preferred_and_a_wild_one_is_not():
     data = judged(head=knowing)
     factor = np.where(busy, 10.0, 1.0)
     data = data._replace(truth=data.truth * factor[:, None], head=data.head * factor[:, None, None])
-    assert calibrate(data, LEVELS, mix=False).head == 1.0
+    assert calibrate(data, LEVELS, mix=False).head == 0.5
     wild = judged(
         head=np.sort(random.normal(size=(WINDOWS, HORIZON, 9)) * 10.0 ** random.uniform(-2, 2, (WINDOWS, 1, 1)))
     )
@@ -106,11 +137,17 @@ def test_few_windows_share_one_shape_and_missing_truths_do_not_count():
 
 
 def test_what_stands_still_has_no_width_until_it_moves():
-    flat = Judged(*(np.zeros((9, 2)) for _ in range(3)), np.ones(9), None, np.zeros(9), np.ones(9), 1.0)
+    flat = Judged(
+        np.zeros(9, int), *(np.zeros((9, 2)) for _ in range(3)), np.ones(9), None, np.zeros(9), np.ones(9), 1.0
+    )
     calibration = calibrate(flat, LEVELS)
     assert error_unit(np.zeros(1), np.zeros(1)).tolist() == [0.0]
     widths = [
-        np.ptp(calibration.forecast(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), None, unit, LEVELS)[2])
+        np.ptp(
+            calibration.forecast(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), None, unit, np.zeros(1, int), LEVELS)[
+                2
+            ]
+        )
         for unit in (np.zeros(1), np.ones(1))
     ]
     assert widths[0] == 0 < widths[1]
@@ -119,13 +156,14 @@ def test_what_stands_still_has_no_width_until_it_moves():
 def test_a_forecast_takes_what_there_is():
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
     calibration = Calibration(0.0, 0.0, 0.25, 0.0, 1.0, np.zeros((3, 9)))
-    mean, _, _ = calibration.forecast(main, fading, np.ones(1), None, np.ones(1), LEVELS)
+    mean, _, _ = calibration.forecast(main, fading, np.ones(1), None, np.ones(1), np.zeros(1, int), LEVELS)
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
 
 
 def test_young_memories_do_not_count():
     calibration = Calibration(0.0, 0.0, 1.0, 0.0, 1.0, np.zeros((1, 9)))
-    said = calibration.forecast(np.zeros((3, 1)), np.ones((3, 1)), np.array([0.0, 0.5, 1.0]), None, np.ones(3), LEVELS)
+    ripe, own = np.array([0.0, 0.5, 1.0]), np.zeros(3, int)
+    said = calibration.forecast(np.zeros((3, 1)), np.ones((3, 1)), ripe, None, np.ones(3), own, LEVELS)
     assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
 
 
@@ -137,7 +175,7 @@ def test_levels_on_one_side_of_the_median_are_where_they_should_be(levels):
     for intervals in ("conformal", "head"):
         calibration = calibrate(data, levels, intervals, mix=False)
         around = new.unit[:, None, None] * normal * np.arange(1, HORIZON + 1)[:, None]
-        _, _, quantiles = calibration.forecast(new.main, new.fading, new.ripe, around, new.unit, levels)
+        _, _, quantiles = calibration.forecast(new.main, new.fading, new.ripe, around, new.unit, 1 + new.series, levels)
         for place, level in enumerate(levels):
             assert abs((new.truth < quantiles[..., place]).mean() - level) < 0.05
 
@@ -156,7 +194,9 @@ def test_a_median_is_chosen_by_absolute_errors_alone():
     random = np.random.default_rng(0)
     truth = np.where(random.random((WINDOWS, HORIZON)) < 0.2, 10.0, 0.0)  # mostly nothing, now and then much
     one = np.ones(WINDOWS)
-    data = Judged(truth, np.zeros_like(truth), np.full_like(truth, 2.0), one, None, one, one, 1e6)
+    data = Judged(
+        np.zeros(WINDOWS, int), truth, np.zeros_like(truth), np.full_like(truth, 2.0), one, None, one, one, 1e6
+    )
     assert calibrate(data, LEVELS, point="median").fading == 0.0
     assert mixed_share(data, (2,)) == 1.0
 

@@ -24,7 +24,6 @@ from titans_ts.core.state import leaves, map_state
 from titans_ts.forecasting import forecaster as module
 from titans_ts.forecasting import training
 from titans_ts.forecasting.baselines import validation_ends
-from titans_ts.forecasting.calibration import WIDTHS
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.inference import prefill
 from titans_ts.forecasting.training import (
@@ -1143,7 +1142,7 @@ def test_nothing_observed_in_the_validation_rows_leaves_intervals_as_wide_as_the
         forecaster = make(on_gap="mask", train=TrainConfig(steps=steps, validation=0.2)).fit(y)
         said = forecaster.predict(level=80)
         assert ((said[:, 2] - said[:, 1]) > 1.0).all()
-        assert forecaster.calibration_.width in (1.0, *WIDTHS)
+        assert np.isfinite(forecaster.calibration_.width)
 
 
 def test_the_head_s_intervals_need_a_trained_head():

@@ -1,11 +1,11 @@
 """What the validation rows make of several forecasts: one point forecast, and intervals that cover what they say.
 
-Axes: W windows, F future step, Q quantile level.
+Axes: N series, W windows, F future step, Q quantile level.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -21,7 +21,9 @@ UNDECIDED = 0.5  # their share before anything was validated
 # how much a share costs that is far from that one, where one horizon was validated: the other forecast was chosen on
 # the same rows and looks better there than it is
 DOUBT = 0.2
-WIDTHS = tuple(2 ** (k / 4) for k in range(-8, 17))  # factors on the head's quantiles
+PARTS = (0.0, 0.5)  # of the head's quantiles: it is silent where a window stands still, and may not speak alone
+LEAST = 0.5  # of the mean unit of a series is the least that one of its windows has: calm does not last
+OWN = 1.0  # horizons of a series' own errors that say as much about their size as the errors of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
 ENOUGH = 50.0  # windows that say as much about the errors of one step as those of all steps together do
@@ -30,13 +32,15 @@ ENOUGH = 50.0  # windows that say as much about the errors of one step as those 
 class Judged(NamedTuple):
     """Forecasts of windows whose future is known, in the order of time.
 
-    truth `[W, F]`, NaN where unknown; main: the linear path with its correction; fading: of the fading memories; ripe
-    `[W]`: how much those have seen by then, see `Fading.ripe`; head: the head's quantiles around `main` `[W, F, Q]`,
-    None where there is no trained head; unit `[W]`: what errors are expected to grow with in each window, see
-    `error_unit`; scale `[W]`: what the errors of each series are counted in. horizons: how many of them a series has
-    behind its training rows; 0 where the windows are training rows themselves.
+    series `[W]`: which of the N series each window is of. truth `[W, F]`, NaN where unknown; main: the linear path with
+    its correction; fading: of the fading memories; ripe `[W]`: how much those have seen by then, see `Fading.ripe`;
+    head: the head's quantiles around `main` `[W, F, Q]`, None where there is no trained head; unit `[W]`: what errors
+    are expected to grow with in each window, see `error_unit`; scale `[W]`: what the errors of each series are counted
+    in. horizons: how many of them a series has behind its training rows; 0 where the windows are training rows
+    themselves.
     """
 
+    series: Int
     truth: Float
     main: Float
     fading: Float
@@ -54,7 +58,8 @@ class Calibration:
     mean, median: share of the head's median, where it lies off what the head expects, in the mean and in the median.
     fading: share of ripe fading memories in both. head: share of the head's quantiles around its median, the rest are
     those of `table`. width: factor on the former. table `[F, Q]`: quantiles of the errors of each step around their
-    median, in units of `error_unit`.
+    median, in units of `error_unit`. own `[1 + N, 2]`, first of strangers and then of every series of `fit`: how large
+    its errors are in that unit, relative to those of all series, and the least that the unit is.
     """
 
     mean: float
@@ -63,11 +68,23 @@ class Calibration:
     head: float
     width: float
     table: Float
+    own: Float = field(default_factory=lambda: np.array([[1.0, 0.0]]))
 
     def forecast(
-        self, main: Float, fading: Float, ripe: Float, head: Float | None, unit: Float, levels: tuple[float, ...]
+        self,
+        main: Float,
+        fading: Float,
+        ripe: Float,
+        head: Float | None,
+        unit: Float,
+        own: Int,
+        levels: tuple[float, ...],
     ) -> tuple[Float, Float, Float]:
-        """Mean and median `[N, F]` and quantiles `[N, F, Q]`; where main or fading says nothing, of the other alone."""
+        """Mean and median `[N, F]` and quantiles `[N, F, Q]`; where main or fading says nothing, of the other alone.
+
+        own `[N]`: which row of `own` each series has.
+        """
+        unit = own_unit(unit, self.own[own])
         middle = 0.0 if head is None else at_median(head, levels)
         share = self.fading * ripe[:, None]
         mean, median = (mixed(main + part * middle, fading, share) for part in (self.mean, self.median))
@@ -141,26 +158,45 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
     return unit
 
 
+def own_unit(unit: Float, own: Float) -> Float:
+    """What the errors of windows with these units `[W]` are expected to grow with, `own` `[W, 2]` of each its series'.
+
+    >>> own_unit(np.array([4.0, 1.0]), np.array([[0.5, 2.0], [0.5, 2.0]])).tolist()
+    [2.0, 1.0]
+    """
+    result: Float = own[:, 0] * np.maximum(unit, own[:, 1])
+    return result
+
+
 def calibrate(
     judged: Judged,
     levels: tuple[float, ...],
     intervals: Intervals = "auto",
     point: Literal["mean", "median"] = "mean",
     *,
+    count: int | None = None,
     mix: bool = True,
 ) -> Calibration:
-    """The mixture with the least error, and the quantiles with the least pinball loss, on these windows.
+    """The mixture with the least error, and quantiles that cover what they say, on these windows.
 
-    The table is judged crosswise, each half of the windows by that of the other half. intervals: "conformal" takes the
-    table alone (split conformal prediction, each step for itself), "head" the head's quantiles alone. point: which
+    The table holds the quantiles of the errors (split conformal prediction, each step for itself) in a unit that is
+    scaled to the size of each series' own errors. The head's quantiles are made as wide as its errors are. intervals:
+    "conformal" takes the table alone, "head" the head alone, "auto" the mean of both where that has less pinball loss
+    than the table; the table is judged crosswise, each half of the windows by that of the other half. point: which
     errors choose the shares of the forecast that is asked for, squared and absolute ones together ("mean") or the
-    absolute ones. mix: whether the fading memories may take part.
+    absolute ones. count: how many series there are; None: as many as have windows. mix: whether the fading memories may
+    take part.
     """
-    truth, main, fading, ripe, head, unit, scale, horizons = judged
-    telling = (unit > 0) & np.isfinite(truth).any(1)  # a series that stands still is forecast without an error
+    series, truth, main, fading, ripe, head, unit, scale, horizons = judged
+    own = np.tile([1.0, 0.0], (1 + (int(series.max(initial=-1)) + 1 if count is None else count), 1))
+    seen = np.isfinite(truth).any(1)
+    own[1:, 1] = LEAST * means_of(unit[seen], series[seen], len(own) - 1)
+    unit = own_unit(unit, own[1 + series])
+    telling = (unit > 0) & seen  # a series that stands still is forecast without an error
+    series = series[telling]
     truth, main, fading, ripe, unit, scale = (part[telling] for part in (truth, main, fading, ripe, unit, scale))
     if not telling.any():
-        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, unit, levels))
+        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, unit, levels), own)
     mean = median = 0.0
     if head is not None:
         head = head[telling]
@@ -170,18 +206,78 @@ def calibrate(
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
     share = mixed_share(truth, chosen, fading, ripe, scale, horizons, powers) if mix else 0.0
     errors = truth - mixed(centres[1], fading, share * ripe[:, None])
-    table = error_table(errors, unit, levels)
+    own[1:, 0] = own_sizes(errors / unit[:, None], series, len(own) - 1, horizons)
+    unit = own_unit(unit, np.column_stack([own[1 + series, 0], np.zeros(len(unit))]))
+
+    def covering_table(windows: slice) -> Float:
+        table = error_table(errors[windows], unit[windows], levels)
+        return table * covering(errors[windows], unit[windows, None, None] * table, levels)
+
+    table = covering_table(slice(None))
     if head is None or intervals == "conformal":
-        return Calibration(mean, median, share, 0.0, 1.0, table)
-    scaled, around = errors / scale[:, None], around_median(head, levels) / scale[:, None, None]
-    width = min(WIDTHS, key=lambda factor: pinball(scaled, factor * around, levels))
+        return Calibration(mean, median, share, 0.0, 1.0, table, own)
+    around = around_median(head, levels)
+    width = covering(errors, around, levels)
     if intervals == "head":
-        return Calibration(mean, median, share, 1.0, width, table)
+        return Calibration(mean, median, share, 1.0, width, table, own)
     half = len(errors) // 2
-    tables = [error_table(errors[other], unit[other], levels) for other in (slice(half, None), slice(half))]
-    cross = np.repeat(np.stack(tables), [half, len(errors) - half], axis=0) * (unit / scale)[:, None, None]
-    best = min((0.0, 0.5, 1.0), key=lambda part: pinball(scaled, part * width * around + (1 - part) * cross, levels))
-    return Calibration(mean, median, share, best, width, table)
+    tables = [covering_table(windows) for windows in (slice(half, None), slice(half))]
+    cross = np.repeat(np.stack(tables), [half, len(errors) - half], axis=0) * unit[:, None, None]
+    best = min(
+        PARTS,
+        key=lambda part: pinball(
+            errors / scale[:, None], (part * width * around + (1 - part) * cross) / scale[:, None, None], levels
+        ),
+    )
+    both = covering(errors, best * width * around + (1 - best) * unit[:, None, None] * table, levels) if best else 1.0
+    return Calibration(mean, median, share, best, both * width, both * table, own)
+
+
+def means_of(values: Float, series: Int, count: int) -> Float:
+    """The mean of the values `[W]` of every series `[N]`, 0 where there are none.
+
+    >>> means_of(np.array([1.0, 2.0, 4.0]), np.array([0, 2, 2]), 3).tolist()
+    [1.0, 0.0, 3.0]
+    """
+    sums = np.bincount(series, values, minlength=count)
+    result: Float = sums / np.maximum(np.bincount(series, minlength=count), 1)
+    return result
+
+
+def own_sizes(errors: Float, series: Int, count: int, horizons: float) -> Float:
+    """How large the errors `[W, F]` of every series are, relative to those of all, `[N]`; the fewer `horizons` were
+    validated, the nearer to 1."""
+    sizes, seen = np.abs(errors), np.isfinite(errors)
+    steps = np.where(seen, sizes, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
+    relative = np.where(seen, sizes / np.where(steps > 0, steps, 1.0), 0.0).sum(1) / np.maximum(seen.sum(1), 1)
+    windows = np.bincount(series, minlength=count)
+    whole = relative.mean()
+    if not whole > 0:
+        return np.ones(count)
+    own = np.where(windows > 0, np.maximum(means_of(relative, series, count) / whole, 1e-3), 1.0)
+    weight = np.minimum(windows, max(horizons, 1.0))
+    result: Float = own ** (weight / (weight + OWN))
+    return result
+
+
+def covering(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
+    """The factor on offsets `[W, F, Q]` with which the outermost interval holds as many errors `[W, F]` as it says.
+
+    1 where the levels lie on one side of the median. Where windows are few it is nearer to 1, and larger by what Student
+    intervals exceed normal ones by: few errors say little about how large others are.
+
+    >>> covering(np.array([[-2.0, 2.0]] * 1000), np.tile([-1.0, 1.0], (1000, 2, 1)), (0.1, 0.9)).__round__(1)
+    2.0
+    """
+    if not levels[0] < 0.5 < levels[-1]:
+        return 1.0
+    side = np.where(errors > 0, offsets[..., -1], -offsets[..., 0])
+    telling = np.isfinite(errors) & (side > 0)
+    windows = float(telling.any(1).sum())
+    if not windows:
+        return 1.0
+    ratio = float(np.quantile(np.abs(errors[telling]) / side[telling], levels[-1] - levels[0]))
+    return float((max(ratio, 1e-3) * (1 + FEW / windows)) ** (windows / (windows + FEW)))
 
 
 def relative_error(truth: Float, point: Float, other: Float, scale: Float, power: int) -> float:

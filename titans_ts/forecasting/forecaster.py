@@ -314,7 +314,7 @@ class TitansForecaster(PanelForecaster):
         )
         horizons = validated_horizons(said, panel, ends, context)
         judged = judge(said, fading, more, panel, scales, horizons)
-        calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
+        calibration = calibrate(judged, self.levels_, self.intervals, self.point, count=len(panel), mix=settings.fading)
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
@@ -380,7 +380,8 @@ class TitansForecaster(PanelForecaster):
         unit = error_unit(scale[:, 0], part.fading.surprise.cpu().numpy())
         head = scale[..., None] * said.offsets.double().cpu().numpy()
         fading, ripe = self.fading_.ahead(part.fading, self.horizon)
-        mean, median, quantiles = self.calibration_.forecast(main, fading, ripe, head, unit, self.levels_)
+        own = part.fading.own.cpu().numpy()
+        mean, median, quantiles = self.calibration_.forecast(main, fading, ripe, head, unit, own, self.levels_)
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
@@ -443,6 +444,7 @@ class TitansForecaster(PanelForecaster):
             "rates": torch.from_numpy(self.fading_.rates),
             "rate_weights": torch.from_numpy(self.fading_.weights),
             "errors": torch.from_numpy(self.calibration_.table),
+            "error_habits": torch.from_numpy(self.calibration_.own),
             **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
@@ -481,7 +483,9 @@ class TitansForecaster(PanelForecaster):
             place = forecaster._device()
             beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
         forecaster.correction_ = config["correction"]
-        forecaster.calibration_ = Calibration(**config["calibration"], table=tensors["errors"].numpy())
+        forecaster.calibration_ = Calibration(
+            **config["calibration"], table=tensors["errors"].numpy(), own=tensors["error_habits"].numpy()
+        )
         forecaster.fading_ = Fading(
             rates=tensors["rates"].numpy(),
             weights=tensors["rate_weights"].numpy(),
@@ -590,7 +594,7 @@ def judge(
     slow, ripe, surprise = fading.at(panel, said.series, said.origins, said.truth.shape[1])
     main = said.main if more is None else said.main + more(said.series, said.origins)
     unit = error_unit(said.deviation, surprise)
-    return Judged(said.truth, main, slow, ripe, said.head, unit, scales[said.series], horizons)
+    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, scales[said.series], horizons)
 
 
 def validated_horizons(said: Said, panel: Panel, ends: Int, context: int) -> float:

@@ -106,13 +106,15 @@ def take_in_some(rows, values, rates, weights, own, members, recent, counts, sur
 
 @strict
 @no_type_check
-def finish_some(rows, rates, weights, own, members, counts, surprise, shares, middle, table, scales, points, offsets):
+def finish_some(
+    rows, rates, weights, own, members, counts, surprise, shares, middle, table, habits, scales, points, offsets
+):
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
     shares: of the head's median in the mean and in the median, of ripe fading memories, and of the head's quantiles,
     the factor on them, and 1 where the point forecast is the median. middle: the places of the levels next to the
-    median, and their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise; see
-    `forecasting.calibration`.
+    median, and their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, and habits
+    [1 + N, 2] how these units go for each series; see `forecasting.calibration`.
     """
     low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
     head, width, asked = shares[3], shares[4], shares[5] > 0
@@ -122,6 +124,7 @@ def finish_some(rows, rates, weights, own, members, counts, surprise, shares, mi
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
         fading = shares[2] * ripeness(counts[r])
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
+        unit = habits[own[r], 0] * max(unit, habits[own[r], 1])
         for f in range(points.shape[1]):
             own_median = offsets[i, f, low] * first + offsets[i, f, high] * second
             mean, centre = points[i, f] + shares[0] * own_median, points[i, f] + shares[1] * own_median
