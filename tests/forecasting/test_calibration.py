@@ -36,7 +36,7 @@ def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
     truth = noise * unit[:, None] * random.normal(size=(WINDOWS, HORIZON)) * np.arange(1, HORIZON + 1)
     filled = np.ones((WINDOWS, HORIZON)) * unit[:, None]
     around = None if head is None else unit[:, None, None] * head
-    return Judged(series, truth, main * filled, fading * filled, np.ones(WINDOWS), around, unit, unit, horizons)
+    return Judged(series, truth, main * filled, fading * filled, np.ones(WINDOWS), around, unit, unit, unit, horizons)
 
 
 @pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
@@ -59,7 +59,7 @@ def test_the_intervals_cover_what_they_say_step_by_step():
     calibration = calibrate(judged(), LEVELS)
     new = judged(seed=1)
     mean, median, quantiles = calibration.forecast(
-        new.main, new.fading, new.ripe, None, new.unit, 1 + new.series, LEVELS
+        new.main, new.fading, new.ripe, None, new.unit, new.unit, 1 + new.series, LEVELS
     )
     assert (mean == median).all()
     for place, level in enumerate(LEVELS):
@@ -73,7 +73,9 @@ def test_a_series_that_errs_more_than_its_unit_says_gets_wider_intervals():
     wild = np.where(np.arange(SERIES) < 10, 5.0, 1.0)
     data, new = (part._replace(truth=part.truth * wild[part.series, None]) for part in (data, new))
     calibration = calibrate(data, LEVELS, mix=False)
-    _, _, quantiles = calibration.forecast(new.main, new.fading, new.ripe, None, new.unit, 1 + new.series, LEVELS)
+    _, _, quantiles = calibration.forecast(
+        new.main, new.fading, new.ripe, None, new.unit, new.unit, 1 + new.series, LEVELS
+    )
     inside = ((quantiles[..., 0] < new.truth) & (new.truth < quantiles[..., -1])).mean(1)
     for some in (new.series < 10, new.series >= 10):
         assert abs(inside[some].mean() - 0.8) < 0.05
@@ -82,8 +84,12 @@ def test_a_series_that_errs_more_than_its_unit_says_gets_wider_intervals():
 def test_a_calm_window_of_a_restless_series_keeps_a_width():
     data = judged()
     calibration = calibrate(data, LEVELS)
-    calm = calibration.forecast(data.main, data.fading, data.ripe, None, 0 * data.unit, 1 + data.series, LEVELS)[2]
-    usual = calibration.forecast(data.main, data.fading, data.ripe, None, data.unit, 1 + data.series, LEVELS)[2]
+    calm = calibration.forecast(
+        data.main, data.fading, data.ripe, None, 0 * data.unit, data.unit, 1 + data.series, LEVELS
+    )[2]
+    usual = calibration.forecast(
+        data.main, data.fading, data.ripe, None, data.unit, data.unit, 1 + data.series, LEVELS
+    )[2]
     np.testing.assert_allclose(np.ptp(calm, axis=-1), 0.5 * np.ptp(usual, axis=-1))
 
 
@@ -92,7 +98,9 @@ def test_a_head_that_is_too_narrow_is_widened_until_the_outer_interval_covers():
     data = judged(head=0.1 * normal * np.arange(1, HORIZON + 1)[:, None])
     for intervals in ("auto", "head"):
         calibration = calibrate(data, LEVELS, intervals, mix=False)
-        said = calibration.forecast(data.main, data.fading, data.ripe, data.head, data.unit, 1 + data.series, LEVELS)[2]
+        said = calibration.forecast(
+            data.main, data.fading, data.ripe, data.head, data.unit, data.unit, 1 + data.series, LEVELS
+        )[2]
         assert 0.77 < ((said[..., 0] < data.truth) & (data.truth < said[..., -1])).mean() < 0.83
 
 
@@ -138,15 +146,21 @@ def test_few_windows_share_one_shape_and_missing_truths_do_not_count():
 
 def test_what_stands_still_has_no_width_until_it_moves():
     flat = Judged(
-        np.zeros(9, int), *(np.zeros((9, 2)) for _ in range(3)), np.ones(9), None, np.zeros(9), np.ones(9), 1.0
+        np.zeros(9, int),
+        *(np.zeros((9, 2)) for _ in range(3)),
+        np.ones(9),
+        None,
+        *(np.zeros(9), np.zeros(9)),
+        np.ones(9),
+        1.0,
     )
     calibration = calibrate(flat, LEVELS)
     assert error_unit(np.zeros(1), np.zeros(1)).tolist() == [0.0]
     widths = [
         np.ptp(
-            calibration.forecast(np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), None, unit, np.zeros(1, int), LEVELS)[
-                2
-            ]
+            calibration.forecast(
+                np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), None, unit, unit, np.zeros(1, int), LEVELS
+            )[2]
         )
         for unit in (np.zeros(1), np.ones(1))
     ]
@@ -156,14 +170,14 @@ def test_what_stands_still_has_no_width_until_it_moves():
 def test_a_forecast_takes_what_there_is():
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
     calibration = Calibration(0.0, 0.0, 0.25, 0.0, 1.0, np.zeros((3, 9)))
-    mean, _, _ = calibration.forecast(main, fading, np.ones(1), None, np.ones(1), np.zeros(1, int), LEVELS)
+    mean, _, _ = calibration.forecast(main, fading, np.ones(1), None, np.ones(1), np.ones(1), np.zeros(1, int), LEVELS)
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
 
 
 def test_young_memories_do_not_count():
     calibration = Calibration(0.0, 0.0, 1.0, 0.0, 1.0, np.zeros((1, 9)))
     ripe, own = np.array([0.0, 0.5, 1.0]), np.zeros(3, int)
-    said = calibration.forecast(np.zeros((3, 1)), np.ones((3, 1)), ripe, None, np.ones(3), own, LEVELS)
+    said = calibration.forecast(np.zeros((3, 1)), np.ones((3, 1)), ripe, None, np.ones(3), np.ones(3), own, LEVELS)
     assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
 
 
@@ -175,7 +189,9 @@ def test_levels_on_one_side_of_the_median_are_where_they_should_be(levels):
     for intervals in ("conformal", "head"):
         calibration = calibrate(data, levels, intervals, mix=False)
         around = new.unit[:, None, None] * normal * np.arange(1, HORIZON + 1)[:, None]
-        _, _, quantiles = calibration.forecast(new.main, new.fading, new.ripe, around, new.unit, 1 + new.series, levels)
+        _, _, quantiles = calibration.forecast(
+            new.main, new.fading, new.ripe, around, new.unit, new.unit, 1 + new.series, levels
+        )
         for place, level in enumerate(levels):
             assert abs((new.truth < quantiles[..., place]).mean() - level) < 0.05
 
@@ -195,7 +211,7 @@ def test_a_median_is_chosen_by_absolute_errors_alone():
     truth = np.where(random.random((WINDOWS, HORIZON)) < 0.2, 10.0, 0.0)  # mostly nothing, now and then much
     one = np.ones(WINDOWS)
     data = Judged(
-        np.zeros(WINDOWS, int), truth, np.zeros_like(truth), np.full_like(truth, 2.0), one, None, one, one, 1e6
+        np.zeros(WINDOWS, int), truth, np.zeros_like(truth), np.full_like(truth, 2.0), one, None, one, one, one, 1e6
     )
     assert calibrate(data, LEVELS, point="median").fading == 0.0
     assert mixed_share(data, (2,)) == 1.0

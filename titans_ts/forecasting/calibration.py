@@ -35,9 +35,9 @@ class Judged(NamedTuple):
     series `[W]`: which of the N series each window is of. truth `[W, F]`, NaN where unknown; main: the linear path with
     its correction; fading: of the fading memories; ripe `[W]`: how much those have seen by then, see `Fading.ripe`;
     head: the head's quantiles around `main` `[W, F, Q]`, None where there is no trained head; unit `[W]`: what errors
-    are expected to grow with in each window, see `error_unit`; scale `[W]`: what the errors of each series are counted
-    in. horizons: how many of them a series has behind its training rows; 0 where the windows are training rows
-    themselves.
+    are expected to grow with in each window, see `error_unit`; surprise `[W]`: the mean one of the fading memories by
+    then; scale `[W]`: what the errors of each series are counted in. horizons: how many of them a series has behind its
+    training rows; 0 where the windows are training rows themselves.
     """
 
     series: Int
@@ -47,6 +47,7 @@ class Judged(NamedTuple):
     ripe: Float
     head: Float | None
     unit: Float
+    surprise: Float
     scale: Float
     horizons: float
 
@@ -59,7 +60,8 @@ class Calibration:
     fading: share of ripe fading memories in both. head: share of the head's quantiles around its median, the rest are
     those of `table`. width: factor on the former. table `[F, Q]`: quantiles of the errors of each step around their
     median, in units of `error_unit`. own `[1 + N, 2]`, first of strangers and then of every series of `fit`: how large
-    its errors are in that unit, relative to those of all series, and the least that the unit is.
+    its errors are in that unit, relative to those of all series, and the least that the unit is, in mean surprises of
+    the series so far.
     """
 
     mean: float
@@ -77,6 +79,7 @@ class Calibration:
         ripe: Float,
         head: Float | None,
         unit: Float,
+        surprise: Float,
         own: Int,
         levels: tuple[float, ...],
     ) -> tuple[Float, Float, Float]:
@@ -84,7 +87,7 @@ class Calibration:
 
         own `[N]`: which row of `own` each series has.
         """
-        unit = own_unit(unit, self.own[own])
+        unit = own_unit(unit, surprise, self.own[own])
         middle = 0.0 if head is None else at_median(head, levels)
         share = self.fading * ripe[:, None]
         mean, median = (mixed(main + part * middle, fading, share) for part in (self.mean, self.median))
@@ -158,13 +161,14 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
     return unit
 
 
-def own_unit(unit: Float, own: Float) -> Float:
-    """What the errors of windows with these units `[W]` are expected to grow with, `own` `[W, 2]` of each its series'.
+def own_unit(unit: Float, surprise: Float, own: Float) -> Float:
+    """What the errors of windows with these units `[W]` are expected to grow with; surprise `[W]`: the mean surprise so
+    far, `own` `[W, 2]`: the row of `Calibration.own` of each its series.
 
-    >>> own_unit(np.array([4.0, 1.0]), np.array([[0.5, 2.0], [0.5, 2.0]])).tolist()
+    >>> own_unit(np.array([4.0, 1.0]), np.array([1.0, 1.0]), np.array([[0.5, 2.0], [0.5, 2.0]])).tolist()
     [2.0, 1.0]
     """
-    result: Float = own[:, 0] * np.maximum(unit, own[:, 1])
+    result: Float = own[:, 0] * np.maximum(unit, own[:, 1] * surprise)
     return result
 
 
@@ -187,11 +191,12 @@ def calibrate(
     absolute ones. count: how many series there are; None: as many as have windows. mix: whether the fading memories may
     take part.
     """
-    series, truth, main, fading, ripe, head, unit, scale, horizons = judged
+    series, truth, main, fading, ripe, head, unit, surprise, scale, horizons = judged
     own = np.tile([1.0, 0.0], (1 + (int(series.max(initial=-1)) + 1 if count is None else count), 1))
     seen = np.isfinite(truth).any(1)
-    own[1:, 1] = LEAST * means_of(unit[seen], series[seen], len(own) - 1)
-    unit = own_unit(unit, own[1 + series])
+    usual = means_of(surprise[seen], series[seen], len(own) - 1)
+    own[1:, 1] = LEAST * means_of(unit[seen], series[seen], len(own) - 1) / np.where(usual > 0, usual, np.inf)
+    unit = own_unit(unit, surprise, own[1 + series])
     telling = (unit > 0) & seen  # a series that stands still is forecast without an error
     series = series[telling]
     truth, main, fading, ripe, unit, scale = (part[telling] for part in (truth, main, fading, ripe, unit, scale))
@@ -207,7 +212,7 @@ def calibrate(
     share = mixed_share(truth, chosen, fading, ripe, scale, horizons, powers) if mix else 0.0
     errors = truth - mixed(centres[1], fading, share * ripe[:, None])
     own[1:, 0] = own_sizes(errors / unit[:, None], series, len(own) - 1, horizons)
-    unit = own_unit(unit, np.column_stack([own[1 + series, 0], np.zeros(len(unit))]))
+    unit = unit * own[1 + series, 0]
 
     def covering_table(windows: slice) -> Float:
         table = error_table(errors[windows], unit[windows], levels)
@@ -263,8 +268,8 @@ def own_sizes(errors: Float, series: Int, count: int, horizons: float) -> Float:
 def covering(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
     """The factor on offsets `[W, F, Q]` with which the outermost interval holds as many errors `[W, F]` as it says.
 
-    1 where the levels lie on one side of the median. Where windows are few it is nearer to 1, and larger by what Student
-    intervals exceed normal ones by: few errors say little about how large others are.
+    1 where the levels lie on one side of the median. Where windows are few it is nearer to 1, and larger by what
+    Student intervals exceed normal ones by: few errors say little about how large others are.
 
     >>> covering(np.array([[-2.0, 2.0]] * 1000), np.tile([-1.0, 1.0], (1000, 2, 1)), (0.1, 0.9)).__round__(1)
     2.0

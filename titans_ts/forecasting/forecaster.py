@@ -377,11 +377,14 @@ class TitansForecaster(PanelForecaster):
         main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
-        unit = error_unit(scale[:, 0], part.fading.surprise.cpu().numpy())
+        surprise = part.fading.surprise.cpu().numpy()
+        unit = error_unit(scale[:, 0], surprise)
         head = scale[..., None] * said.offsets.double().cpu().numpy()
         fading, ripe = self.fading_.ahead(part.fading, self.horizon)
         own = part.fading.own.cpu().numpy()
-        mean, median, quantiles = self.calibration_.forecast(main, fading, ripe, head, unit, own, self.levels_)
+        mean, median, quantiles = self.calibration_.forecast(
+            main, fading, ripe, head, unit, surprise, own, self.levels_
+        )
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
@@ -594,7 +597,7 @@ def judge(
     slow, ripe, surprise = fading.at(panel, said.series, said.origins, said.truth.shape[1])
     main = said.main if more is None else said.main + more(said.series, said.origins)
     unit = error_unit(said.deviation, surprise)
-    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, scales[said.series], horizons)
+    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, surprise, scales[said.series], horizons)
 
 
 def validated_horizons(said: Said, panel: Panel, ends: Int, context: int) -> float:

@@ -124,7 +124,7 @@ def finish_some(
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
         fading = shares[2] * ripeness(counts[r])
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
-        unit = habits[own[r], 0] * max(unit, habits[own[r], 1])
+        unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
         for f in range(points.shape[1]):
             own_median = offsets[i, f, low] * first + offsets[i, f, high] * second
             mean, centre = points[i, f] + shares[0] * own_median, points[i, f] + shares[1] * own_median
