@@ -141,7 +141,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         rows = _rows_of(known, ids)
         ahead = self._read_ahead(future, known, rows, steps)
         forecast = self._forecast(known.state, rows)
-        forecast = Forecast(forecast.point[:, :steps], forecast.quantiles[:, :steps], forecast.levels)
+        forecast = forecast._replace(point=forecast.point[:, :steps], quantiles=forecast.quantiles[:, :steps])
         forecast = self._with_effect(forecast, known.state, rows, ahead)
         times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
         return layout.write(tuple(known.ids[row] for row in rows), times, self._columns(forecast, quantiles, level))
@@ -214,7 +214,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             forecast = self._with_effect(self._forecast(state, rows), state, rows, self._ahead_in(now))
             inside = np.arange(self.horizon) < now.lengths[:, None]
             truths.append(now.values)
-            forecasts.append(forecast.quantiles[inside])
+            forecasts.append(forecast.cut().quantiles[inside])
             more = np.flatnonzero(new.lengths > self.horizon)
             if not more.size:
                 break
@@ -348,7 +348,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         recent = self._recent(known.state, rows)
         if history is not None:
             recent = recent[:, -_whole(history, "history") :]
-        forecast = self._forecast(known.state, rows)
+        forecast = self._with_effect(self._forecast(known.state, rows), known.state, rows, None)
         before = future_times(known.clock, known.ends[rows] - recent.shape[1], known.phases[rows], recent.shape[1])
         after = future_times(known.clock, known.ends[rows], known.phases[rows], self.horizon)
         return draw(
@@ -410,6 +410,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             on_gap=self.on_gap,
             on_duplicate=self.on_duplicate,
             on_bad=getattr(self, "on_bad", "raise"),
+            non_negative=getattr(self, "non_negative", False),
             clock=clock,
             known=known,
             schema=self._schema(fitted=clock is not None),
@@ -452,10 +453,13 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         return ahead
 
     def _with_effect(self, forecast: Forecast, state: Any, rows: Int, ahead: Float | None) -> Forecast:
-        if ahead is None:
-            return forecast
-        effect = self._effect(state, rows, ahead)
-        return forecast._replace(point=forecast.point + effect, quantiles=forecast.quantiles + effect[..., None])
+        """The forecast with what the known covariates add, and, where data cannot be negative, not below 0."""
+        point, quantiles = forecast.point, forecast.quantiles
+        if ahead is not None:
+            effect = self._effect(state, rows, ahead)
+            point, quantiles = point + effect, quantiles + effect[..., None]
+        least = 0.0 if getattr(self, "non_negative", False) else -np.inf
+        return Forecast(np.maximum(point, least), quantiles, forecast.levels, least)
 
     def _prepare(self, panel: Panel, layout: Layout, skipped: dict[Hashable, str]) -> None:
         """The attributes that `_learn` may count on."""

@@ -101,6 +101,8 @@ class TitansForecaster(PanelForecaster):
         quantile head, as wide as the validation rows say. "auto": whichever of the two, or their mean, has the least
         pinball loss there.
     point: "mean" or "median", what the point forecast is.
+    non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
+        which are cut there at the last, covariates included. Negative values in the data are then an error.
     variant: how memory and attention are joined, "lmm", "mac", "mag" or "mal"; None: that of `model`, else "lmm", which
         is as accurate as the others on ETTh1's validation rows and the cheapest to stream.
     model: the backbone; None: two blocks of width 64 with a linear memory.
@@ -157,6 +159,7 @@ class TitansForecaster(PanelForecaster):
         quantiles: Sequence[float] = DECILES,
         intervals: Intervals = "auto",
         point: Literal["mean", "median"] = "mean",
+        non_negative: bool = False,
         variant: Variant | None = None,
         model: BackboneConfig | None = None,
         train: TrainConfig | None = None,
@@ -185,6 +188,7 @@ class TitansForecaster(PanelForecaster):
         self.quantiles = quantiles
         self.intervals = intervals
         self.point = point
+        self.non_negative = non_negative
         self.variant = variant
         self.model = model
         self.train = train
