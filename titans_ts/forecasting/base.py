@@ -12,8 +12,8 @@ but `_learn` are pure: states go in and come out, row i of a state is series i.
 | `_forecast(state, rows) -> Forecast` | those rows, over the whole fitted horizon, at the trained quantile levels |
 | `_recent(state, rows) -> values` | the last values `[N, T]` that the state holds of those rows, NaN where unknown |
 
-A forecaster with covariates has two more: `_schema(fitted)` names their columns, and `_effect(state, rows, ahead)` says
-what known covariates `ahead` `[N, F, K]` add to the forecast of every step.
+A forecaster with covariates has two more: `_schema(fitted)` names their columns and the calendar, and
+`_effect(state, rows, ahead)` says what known covariates `ahead` `[N, F, K]` add to the forecast of every step.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
+from . import calendar
 from .backtest import Windows, roll
 from .clock import Clock, CountClock, season_length
 from .copula import paths
@@ -338,10 +339,10 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         """
         check_is_fitted(self, "_known")
         schema = self._schema(fitted=True)
-        if schema is not None and schema.known:
+        if schema is not None and schema.ahead:
             raise ValueError(
-                "plot() shows what the state holds, and with known covariates that is the series without their effect: "
-                "draw predict(future=...) beside your own data instead."
+                "plot() shows what the state holds, and with known covariates or a calendar that is the series without "
+                "their effect: draw what predict() gives beside your own data instead."
             )
         known = self._known
         rows = np.arange(len(known.ids))[:MOST_PLOTTED] if ids is None else _rows_of(known, ids)
@@ -417,12 +418,22 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         )
 
     def _read_ahead(self, future: Any, known: Known, rows: Int, steps: int) -> Float | None:
-        """The known covariates of the steps to forecast, `[N, F, K]`; None without such covariates."""
+        """The known covariates and the calendar of the steps to forecast, `[N, F, K]`; None without any."""
         schema = self._schema(fitted=True)
+        given = self._read_future(future, schema, known, rows, steps)
+        if schema is None or not schema.calendar:
+            return given
+        times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
+        dates = calendar.columns(times, schema.calendar).reshape(len(rows), steps, -1)
+        return dates if given is None else np.concatenate([given, dates], axis=2)
+
+    def _read_future(self, future: Any, schema: Schema | None, known: Known, rows: Int, steps: int) -> Float | None:
+        """The known covariates in `future=`; None without such covariates."""
         if schema is None or not schema.known:
             if future is not None:
                 raise ValueError(
-                    "future= came, but no covariates are configured: leave it out, or fit with known_covariates="
+                    "future= came, but no covariates are configured to come with it: leave it out, or fit with "
+                    "known_covariates="
                 )
             return None
         if future is None:
@@ -446,7 +457,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _ahead_in(self, new: Panel) -> Float | None:
         """The known covariates of rows that have come, as `_read_ahead` gives them; NaN behind the last row."""
         schema = self._schema(fitted=True)
-        if schema is None or not schema.known or new.covariates is None:
+        if schema is None or not schema.ahead or new.covariates is None:
             return None
         ahead = np.full((len(new), self.horizon, new.covariates.known.shape[1]), np.nan)
         ahead[np.arange(self.horizon) < new.lengths[:, None]] = new.covariates.known

@@ -3,7 +3,7 @@ leaves over. Both in closed form, both confirmed on validation rows.
 
 Axes: N series, M maps (0 is shared, 1 + i is that of the i-th series of `fit`), C columns (the values, then the known,
 then the past covariates), K known, P past, S static columns, W rows of past covariates that are looked back on, H
-horizon, G groups of validation windows.
+horizon, G groups of validation windows. The calendar (`calendar.py`) is among the known covariates.
 
 The effect. A value is what the rest of the forecaster sees, plus `unit * sum_k weight_k * z_k`: z are the covariates of
 the same step, standardised, and the unit is the deviation of the series, so that forecasting `c * y + d` gives
@@ -53,7 +53,8 @@ from .panel import Covariates, Float, Int, Panel, Schema, spans
 
 HUBER = 1.5  # standard deviations up to which an error counts squared
 ROUNDS = 4  # of weighting: more change the third digit of the weights
-DUMMY = 0.5  # what a column of 0 and 1 is divided by: a rare category must not weigh more for being rare
+# what a column of 0 and 1, or of the calendar, is divided by: a rare category must not weigh more for being rare
+DUMMY = 0.5
 SEEN = 8192  # windows that fit the linear path and the map while one chooses
 JUDGED = 2048  # validation windows that choose, at most
 GROUPS = 8  # stretches of time that the validation windows are divided into
@@ -239,7 +240,7 @@ def running(sums: Float, rows: Float) -> tuple[Float, Float]:
 
 def numeric_columns(schema: Schema) -> NDArray[np.bool_]:
     """Which columns are numbers, and not categories, `[C]`."""
-    return np.append(True, schema.numeric(schema.known + schema.past))
+    return np.append(True, schema.moving_numeric)
 
 
 def moments(sums: Float, numeric: NDArray[np.bool_]) -> tuple[Float, Float]:

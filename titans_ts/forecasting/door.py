@@ -29,6 +29,8 @@ Covariates, where a `Schema` names some:
 | rows that `on_gap="mask"` fills in | known covariates count as average there |
 | rows that `on_duplicate` joins | the covariates of the last of them |
 | anything but a long frame | error |
+| a calendar alone, in any kind of input with timestamps or periods | made of them, of filled-in rows too |
+| a calendar where rows are numbered | error |
 
 With `on_bad="skip"` a series that still fails is left out and reported with its reason; when none is left, that is an
 error too.
@@ -96,9 +98,8 @@ def read(
             raise DataError(f"the panel steps by {y.freq!r}, {clock.freq!r} is known")
         have = None if y.covariates is None else y.covariates.schema
         if schema is not None and (
-            have is None
-            or have.names != schema.names
-            or (schema.categories is not None and have.categories != schema.categories)
+            (() if have is None else have.names) != schema.names
+            or (have is not None and schema.categories is not None and have.categories != schema.categories)
         ):
             raise DataError(
                 f"the panel has the covariates {shorten(have.names) if have else 'none'}, and those of the forecaster "
@@ -111,7 +112,8 @@ def read(
                 f"series {y.ids[series]!r}: {y.values[row]:g} in its row {row - y.offsets[series]} is negative, and "
                 f"non_negative=True promises values of 0 and more. Fix: {NEGATIVE_FIX}."
             )
-        return y, Layout("long", id_col, time_col, target_col), {}
+        panel = y if schema is None else y.with_calendar(schema.calendar)
+        return panel, Layout("long", id_col, time_col, target_col), {}
     came = take(y, id_col, time_col, target_col, freq, schema)
     sieve = _Sieve(came.ids, on_bad)
     rows = _locate(came, sieve, freq, clock)
@@ -480,5 +482,6 @@ def _gather(rows: _Rows, ids: list[Hashable], schema: Schema | None) -> Panel:
         cut = len(schema.known) + len(schema.past)
         moving = _one_hot(rows.extras[:, :cut], schema, schema.known + schema.past)
         static = _one_hot(rows.extras[first, cut:], schema, schema.static)
-        beside = Covariates(moving, static, schema).spread(place, len(values))
-    return Panel(values, offsets, names, rows.ordinal[last], rows.phase[first], rows.clock, beside)
+        beside = Covariates(moving, static, replace(schema, calendar=())).spread(place, len(values))
+    panel = Panel(values, offsets, names, rows.ordinal[last], rows.phase[first], rows.clock, beside)
+    return panel if schema is None else panel.with_calendar(schema.calendar)

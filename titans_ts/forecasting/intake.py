@@ -81,6 +81,8 @@ def take_future(frame: Any, id_col: str, time_col: str, schema: Schema) -> Intak
 
 def with_covariates(came: Intake, frame: Any, schema: Schema) -> Intake:
     """The same rows with the columns of `schema`; where it has no categories yet, with those of the data."""
+    if not schema.names:  # a calendar alone, which any kind of input has
+        return replace(came, schema=replace(schema, categories={}), extras=np.empty((len(came.codes), 0)))
     if came.layout.kind not in ("long", "native") or not isinstance(
         native := nw.from_native(frame, pass_through=True, eager_only=True), nw.DataFrame
     ):

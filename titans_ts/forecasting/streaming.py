@@ -73,7 +73,8 @@ class StreamingForecaster:
         check_is_fitted(forecaster, "_known")
         require(
             forecaster.covariates_ is None,
-            "a forecaster with covariates has no compiled form: go on with its update() and predict(), or fit without.",
+            "a forecaster with covariates has no compiled form (the calendar is one): go on with its update() and "
+            "predict(), or fit without.",
         )
         model, held = forecaster.model_, forecaster._known.state
         linear = np.zeros((0, model.config.context * model.config.horizon))
