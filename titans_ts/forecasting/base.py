@@ -12,8 +12,9 @@ but `_learn` are pure: states go in and come out, row i of a state is series i.
 | `_forecast(state, rows) -> Forecast` | those rows, over the whole fitted horizon, at the trained quantile levels |
 | `_recent(state, rows) -> values` | the last values `[N, T]` that the state holds of those rows, NaN where unknown |
 
-A forecaster with covariates has two more: `_schema(fitted)` names their columns and the calendar, and
-`_effect(state, rows, ahead)` says what known covariates `ahead` `[N, F, K]` add to the forecast of every step.
+What the series share is learnt from each as much as `panel.weights` says (`Panel.shares`). A forecaster with covariates
+has two more hooks: `_schema(fitted)` names their columns and the calendar, and `_effect(state, rows, ahead)` says what
+known covariates `ahead` `[N, F, K]` add to the forecast of every step.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from .clock import Clock, CountClock, season_length
 from .copula import paths
 from .door import read, read_future, show
 from .forecast import Forecast, interval_levels, quantiles_at
+from .intake import weights_of
 from .layout import Layout
 from .metrics import weighted_quantile_loss
 from .panel import DataError, Float, Int, Panel, Schema, future_times, shorten
@@ -111,14 +113,27 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
 
     # The public surface
 
-    def fit(self, y: Any, X: object = None) -> Self:
+    def fit(self, y: Any, X: object = None, sample_weight: Any = None) -> Self:
         """Learn from the panel `y` and remember where each series ends; `X` is ignored (searches pass it).
 
         `y` is a long frame, a Series or wide frame with a time index, a 1-D or 2-D array `[time, series]`, or an
         iterable of GluonTS entries.
+
+        `sample_weight` says how much each series counts in what all of them share: a dict or a pandas Series by id, or
+        one number a series in the order of `fitted_ids_`. Its errors count that many times, wherever a fit or a choice
+        sums over series; a series of weight 2 is as good as two alike. Only the ratios matter. A series of weight 0 is
+        forecast, as one that `fit` did not see, and not learnt from. What a series has for itself (its state, its own
+        map) does not depend on its weight, but for how it is drawn to the others.
+
+        >>> from titans_ts import Ridge
+        >>> y = np.column_stack([np.sin(np.arange(60)), np.arange(60) % 7])
+        >>> alone, both = Ridge(horizon=3).fit(y[:, 0]), Ridge(horizon=3).fit(y, sample_weight=[1, 0])
+        >>> bool(np.allclose(both.predict()[:, 0], alone.predict()))
+        True
         """
         _whole(self.horizon, "horizon")
-        return self._fit(*self._read(y))
+        panel, layout, skipped = self._read(y)
+        return self._fit(_weighted(panel, sample_weight), layout, skipped)
 
     def predict(
         self,
@@ -232,6 +247,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         update: bool = True,
         level: float | Iterable[float] | None = None,
         quantiles: Iterable[float] | None = None,
+        sample_weight: Any = None,
     ) -> Any:
         """What this forecaster would have said at the last `n_windows` origins of every series, beside what came.
 
@@ -244,8 +260,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         `refit=False` learns once, on the rows before the first origin; `True` learns anew at each, an integer k at
         every k-th. In between the rows that came are taken in as `update` does; with `update=False` the neural
         memories stand still meanwhile and all else moves on (without one that is the same). A copy does the work: this
-        forecaster, fitted or not, stays as it is, and nothing it has learnt is used. `verbose=1` prints a line a window
-        to stderr.
+        forecaster, fitted or not, stays as it is, and nothing it has learnt is used. `sample_weight` is that of `fit`.
+        `verbose=1` prints a line a window to stderr.
 
         A series that has no value before the first origin is an error, or is left out with `on_bad="skip"`.
 
@@ -263,6 +279,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         )
         every = int(refit) if isinstance(refit, bool) else _whole(refit, "refit", "windows")
         panel, layout, _ = self._read(y)
+        panel = _weighted(panel, sample_weight)
         panel, work = windows.fitting(panel, skip=getattr(self, "on_bad", "raise") == "skip"), clone(self)
         if not update and hasattr(work, "adapt"):
             work.adapt = False
@@ -385,7 +402,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         before = self.__dict__.copy()
         try:
             self._prepare(panel, layout, skipped)
-            self._learn(panel)
+            self._learn(panel.heard())
             self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
         except BaseException:
             self.__dict__ = before
@@ -530,6 +547,10 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
                 _refuse(new, known, 0, missing, len(bad))
             new, missing = new.select(np.flatnonzero(~bad)), missing[~bad]
         return (new.lead(missing) if missing.any() else new), skipped
+
+
+def _weighted(panel: Panel, sample_weight: Any) -> Panel:
+    return panel if sample_weight is None else replace(panel, weights=weights_of(sample_weight, panel.ids))
 
 
 def _place(new: Panel, known: Known) -> Panel:

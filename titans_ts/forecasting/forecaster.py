@@ -54,7 +54,18 @@ from .covariates import (
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
-from .linear import JUDGED, LinearPath, apply_linear, cut, draw, fit_linear, places, series_scales, windows_between
+from .linear import (
+    JUDGED,
+    LinearPath,
+    apply_linear,
+    cut,
+    draw,
+    fit_linear,
+    in_proportion,
+    places,
+    series_scales,
+    windows_between,
+)
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Batch, Rows, TrainConfig, train
 
@@ -88,6 +99,11 @@ class TitansForecaster(PanelForecaster):
     without an optimiser: the neural memory inside rewrites itself (Behrouz et al., "Titans: Learning to Memorize at
     Test Time"). `predict` reads the states and
     changes nothing.
+
+    `fit(y, sample_weight={"a": 2, "b": 0, ...})` says how much each series counts in what all of them share: in the
+    sums of the linear path and of the effect of covariates, in the rates of the fading memories, in how often its
+    sequences are drawn to train the backbone, and in all that the validation rows choose. Its state, its units and its
+    own map stay its own.
 
     Parameters
     ----------
@@ -303,6 +319,7 @@ class TitansForecaster(PanelForecaster):
             starts=torch.from_numpy(panel.offsets[:-1]).to(device),
             ends=torch.from_numpy(panel.offsets[1:]).to(device),
             units=torch.from_numpy(series_scales(panel, ends)).to(device),
+            weights=None if panel.weights is None else torch.from_numpy(panel.weights).to(device),
         )
         with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's own
             fitted = train(
@@ -334,6 +351,7 @@ class TitansForecaster(PanelForecaster):
             "intervals='head' needs a trained head, and nothing was trained: train for some steps, on longer series, "
             "or take intervals='conformal'.",
         )
+        said = said.at(in_proportion(panel, said.series))
         horizons = validated_horizons(said, panel, ends, context)
         judged = judge(said, fading, more, panel, scales, horizons)
         calibration = calibrate(judged, self.levels_, self.intervals, self.point, mix=settings.fading)
@@ -582,6 +600,12 @@ class Said(NamedTuple):
     main: Float
     head: Float | None
     deviation: Float
+
+    def at(self, rows: Int) -> Said:
+        """These of the forecasts."""
+        series, origins, truth, main, head, deviation = self
+        head = None if head is None else head[rows]
+        return Said(series[rows], origins[rows], truth[rows], main[rows], head, deviation[rows])
 
 
 def said_by_linear(path: LinearPath, panel: Panel, ends: Int) -> Said:

@@ -110,7 +110,8 @@ class Panel:
     One row is one step of `clock`, NaN where nothing was observed.
 
     `ends` and `phases` place the last row of each series on the clock, so the next timestamp is known without keeping
-    any. `covariates` lie beside the rows, where there are any.
+    any. `covariates` lie beside the rows, where there are any. `weights` `[N]` tell how much each series counts in what
+    all of them share; None: all alike.
     """
 
     values: Float
@@ -120,11 +121,14 @@ class Panel:
     phases: Int
     clock: Clock
     covariates: Covariates | None = None
+    weights: Float | None = None
 
     def __post_init__(self) -> None:
-        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases)}
+        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases), len(self.shares)}
         if len(sizes) != 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
-            raise ValueError(f"ids, offsets, ends and phases disagree about the number of series or rows: {sizes}")
+            raise ValueError(
+                f"ids, offsets, ends, phases and weights disagree about the number of series or rows: {sizes}"
+            )
         beside = self.covariates
         if beside is not None and (len(beside.moving), len(beside.static)) != (len(self.values), len(self.ids)):
             raise ValueError(
@@ -154,6 +158,25 @@ class Panel:
     def rows(self) -> Mapping[Hashable, int]:
         """Which row a series id has."""
         return {name: row for row, name in enumerate(self.ids)}
+
+    @property
+    def shares(self) -> Float:
+        """`weights`, and ones where there are none."""
+        return np.ones(len(self.ids)) if self.weights is None else self.weights
+
+    def heard(self) -> Panel:
+        """The series that are learnt from, those whose weight is not 0; the largest weight is 1, and equal ones none.
+
+        >>> from titans_ts.forecasting.door import read
+        >>> panel = replace(read(np.eye(3))[0], weights=np.array([4.0, 0.0, 1.0])).heard()
+        >>> panel.ids, panel.weights.tolist()
+        ((0, 2), [1.0, 0.25])
+        """
+        if self.weights is None:
+            return self
+        positive = self.weights[self.weights > 0]
+        weights = None if (positive == positive[0]).all() else positive / positive.max()
+        return replace(self.select(np.flatnonzero(self.weights > 0)), weights=weights)
 
     def series(self, row: int) -> Float:
         """The values of one series (a view)."""
@@ -274,7 +297,8 @@ class Panel:
         kept = spans(begin, lengths)
         ids = tuple(self.ids[row] for row in rows)
         beside = None if self.covariates is None else self.covariates.cut(kept, rows)
-        return Panel(self.values[kept], offsets_of(lengths), ids, ends, self.phases[rows], self.clock, beside)
+        weights = None if self.weights is None else self.weights[rows]
+        return Panel(self.values[kept], offsets_of(lengths), ids, ends, self.phases[rows], self.clock, beside, weights)
 
 
 def future_times(clock: Clock, ends: Int, phases: Int, horizon: int) -> pd.Index:
