@@ -11,11 +11,18 @@ import torch
 
 from titans_ts import DataError, MemoryConfig, Ridge, SeasonalNaive, TitansForecaster, TrainConfig
 from titans_ts.forecasting.baselines import residual_quantiles
-from titans_ts.forecasting.covariates import fit_covariates
+from titans_ts.forecasting.covariates import fit_covariates, grouped
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.fading import fit_fading
 from titans_ts.forecasting.intake import weights_of
-from titans_ts.forecasting.linear import fit_linear, in_proportion
+from titans_ts.forecasting.linear import (
+    LinearPath,
+    Trials,
+    fit_linear,
+    in_proportion,
+    series_scales,
+    windows_between,
+)
 from titans_ts.forecasting.panel import Schema
 from titans_ts.forecasting.training import Batch, Sequences, any_of, confirmed_weight, draw, errors_left, losses
 from titans_ts.models.config import BackboneConfig
@@ -140,11 +147,29 @@ def test_a_weight_of_two_is_the_series_twice_in_the_penalty():
     np.testing.assert_allclose(list(weighted.losses.values()), list(twice.losses.values()), rtol=1e-9)
 
 
+def test_the_heavy_series_chooses_among_linear_paths():
+    random = np.random.default_rng(0)
+    y = np.column_stack([np.cumsum(random.normal(size=200)), random.normal(size=200)])  # a walk and a noise
+    panel, ends = read(y)[0], np.array([100, 100])
+    mean = LinearPath(np.zeros((1, 14, HORIZON)), 1.0, {})
+    last = replace(mean, weights=np.eye(14)[None, :, [-1] * HORIZON])
+    for weights, paths in (([1.0, 1e-3], [mean, last]), ([1e-3, 1.0], [last, mean])):
+        windows = windows_between(replace(panel, weights=np.array(weights)), 14, HORIZON, ends, panel.lengths)
+        assert Trials(windows, series_scales(panel, ends), ends, 25.0).best(paths) is paths[1]
+
+
 def test_a_weight_of_two_is_the_series_twice_in_the_effect_of_covariates():
     weighted, twice = (fit_covariates(panel, panel.lengths, 14, HORIZON, 7) for panel in panels(("price",)))
     np.testing.assert_allclose(weighted.weights, twice.weights[:4], rtol=1e-9)
     plain = fit_covariates(read(FRAME, schema=Schema(known=("price",)))[0], np.array([120, 115, 110]), 14, HORIZON, 7)
     assert np.abs(plain.weights[0] - weighted.weights[0]).max() > 1e-3
+    errors = []
+    for panel in panels():
+        series = np.tile(np.arange(len(panel)), 5)
+        rows, error = 90 + np.arange(len(series)) // len(panel), np.sin(np.outer(series % 3, np.arange(4)))
+        error[series == 3] = error[series == 1][0]
+        errors.append(grouped([(series, rows, error)], panel, np.full(len(panel), 90)))
+    np.testing.assert_allclose(*errors, rtol=1e-9)
 
 
 def test_a_weight_of_two_is_the_series_twice_in_the_fading_memories():

@@ -124,7 +124,8 @@ class Panel:
     weights: Float | None = None
 
     def __post_init__(self) -> None:
-        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases), len(self.shares)}
+        counts = self.ids if self.weights is None else self.weights
+        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases), len(counts)}
         if len(sizes) != 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
             raise ValueError(
                 f"ids, offsets, ends, phases and weights disagree about the number of series or rows: {sizes}"
