@@ -175,6 +175,11 @@ def test_masked_rows_have_their_calendar():
     masked.update(later)
     filled.update(NEXT.assign(y=NEXT["y"].where(NEXT.index.isin(later.index))))
     pd.testing.assert_frame_equal(masked.predict(), filled.predict())
+    stranger = WHOLE[WHOLE["unique_id"] == "a"].assign(unique_id="new").iloc[:60]
+    begun, missing, went_on = stranger[:20], stranger[20:24].assign(y=np.nan), stranger[24:]
+    masked.update(begun).update(went_on)
+    filled.update(begun).update(pd.concat([missing, went_on]))
+    pd.testing.assert_frame_equal(masked.predict(ids="new"), filled.predict(ids="new"), rtol=1e-9)
 
 
 @pytest.mark.parametrize("zone", [None, "Europe/Berlin"])

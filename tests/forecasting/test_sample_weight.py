@@ -11,7 +11,7 @@ import torch
 
 from titans_ts import DataError, MemoryConfig, Ridge, SeasonalNaive, TitansForecaster, TrainConfig
 from titans_ts.forecasting.baselines import residual_quantiles
-from titans_ts.forecasting.covariates import fit_covariates, grouped
+from titans_ts.forecasting.covariates import covariates_of, fit_covariates, grouped, unfitted, with_map
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.fading import fit_fading
 from titans_ts.forecasting.intake import weights_of
@@ -170,6 +170,19 @@ def test_a_weight_of_two_is_the_series_twice_in_the_effect_of_covariates():
         error[series == 3] = error[series == 1][0]
         errors.append(grouped([(series, rows, error)], panel, np.full(len(panel), 90)))
     np.testing.assert_allclose(*errors, rtol=1e-9)
+
+
+def test_a_weight_of_two_is_the_series_twice_in_the_map_of_past_covariates():
+    schema, maps = Schema(past=("price",)), []
+    weighted, twice = (read(frame, schema=schema)[0] for frame in (FRAME, TWICE))
+    weighted = replace(weighted, weights=np.array([0.5, 1.0, 0.5]))
+    linear = fit_linear(weighted, 14, HORIZON)
+    for panel in (weighted, twice, replace(weighted, weights=None)):
+        path = replace(unfitted(panel, panel.lengths), share=1.0)
+        beside = covariates_of(panel)
+        maps.append(with_map(path, linear, panel, beside, panel.lengths, 7, confirm=False).residual)
+    np.testing.assert_allclose(maps[0], maps[1], rtol=1e-9, atol=1e-12)
+    assert np.abs(maps[2] - maps[0]).max() > 1e-3
 
 
 def test_a_weight_of_two_is_the_series_twice_in_the_fading_memories():
