@@ -207,3 +207,16 @@ def test_covariates_come_from_the_columns_that_are_named(titans, tmp_path):
     refused = titans("predict", tmp_path / "model")
     assert refused.code == 2
     assert "predict() needs future=" in refused.err
+
+
+def test_the_calendar_and_the_floor_are_options(titans, tmp_path):
+    PAST.assign(y=PAST["y"] - 2 * PAST["y"].min()).to_csv(tmp_path / "past.csv", index=False)
+    options = ["--horizon", "4", "--time-limit", "0.1", "--context", "12", "--calendar", "weekday", "--non-negative"]
+    assert titans("fit", tmp_path / "past.csv", "--out", tmp_path / "model", *options).code == 0
+    assert len(titans("predict", tmp_path / "model").table()) == 12
+    loaded = TitansForecaster.load(tmp_path / "model")
+    assert (loaded.calendar, loaded.non_negative) == (("weekday",), True)
+    LATER.assign(y=-1.0).to_csv(tmp_path / "later.csv", index=False)
+    refused = titans("update", tmp_path / "model", tmp_path / "later.csv")
+    assert refused.code == 2
+    assert "values are negative" in refused.err

@@ -91,4 +91,4 @@ def roll(
         np.stack(parts, axis=1).reshape(len(rows), horizon, *parts[0].shape[2:])
         for parts in ([each.point for each in said], [each.quantiles for each in said])
     )
-    return truths, Forecast(point, quantiles, said[0].levels)
+    return truths, said[0]._replace(point=point, quantiles=quantiles)

@@ -12,8 +12,9 @@ but `_learn` are pure: states go in and come out, row i of a state is series i.
 | `_forecast(state, rows) -> Forecast` | those rows, over the whole fitted horizon, at the trained quantile levels |
 | `_recent(state, rows) -> values` | the last values `[N, T]` that the state holds of those rows, NaN where unknown |
 
-A forecaster with covariates has two more: `_schema(fitted)` names their columns, and `_effect(state, rows, ahead)` says
-what known covariates `ahead` `[N, F, K]` add to the forecast of every step.
+What the series share is learnt from each as much as `panel.weights` says (`Panel.shares`). A forecaster with covariates
+has two more hooks: `_schema(fitted)` names their columns and the calendar, and `_effect(state, rows, ahead)` says what
+known covariates `ahead` `[N, F, K]` add to the forecast of every step.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
+from . import calendar
 from .backtest import Windows, roll
 from .clock import Clock, CountClock, season_length
 from .copula import paths
 from .door import read, read_future, show
 from .forecast import Forecast, interval_levels, quantiles_at
+from .intake import weights_of
 from .layout import Layout
 from .metrics import weighted_quantile_loss
 from .panel import DataError, Float, Int, Panel, Schema, future_times, shorten
@@ -110,14 +113,27 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
 
     # The public surface
 
-    def fit(self, y: Any, X: object = None) -> Self:
+    def fit(self, y: Any, X: object = None, sample_weight: Any = None) -> Self:
         """Learn from the panel `y` and remember where each series ends; `X` is ignored (searches pass it).
 
         `y` is a long frame, a Series or wide frame with a time index, a 1-D or 2-D array `[time, series]`, or an
         iterable of GluonTS entries.
+
+        `sample_weight` says how much each series counts in what all of them share: a dict or a pandas Series by id, or
+        one number a series in the order of `fitted_ids_`. Its errors count that many times, wherever a fit or a choice
+        sums over series; a series of weight 2 is as good as two alike. Only the ratios matter. A series of weight 0 is
+        forecast, as one that `fit` did not see, and not learnt from. What a series has for itself (its state, its own
+        map) does not depend on its weight, but for how it is drawn to the others.
+
+        >>> from titans_ts import Ridge
+        >>> y = np.column_stack([np.sin(np.arange(60)), np.arange(60) % 7])
+        >>> alone, both = Ridge(horizon=3).fit(y[:, 0]), Ridge(horizon=3).fit(y, sample_weight=[1, 0])
+        >>> bool(np.allclose(both.predict()[:, 0], alone.predict()))
+        True
         """
         _whole(self.horizon, "horizon")
-        return self._fit(*self._read(y))
+        panel, layout, skipped = self._read(y)
+        return self._fit(_weighted(panel, sample_weight), layout, skipped)
 
     def predict(
         self,
@@ -141,7 +157,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         rows = _rows_of(known, ids)
         ahead = self._read_ahead(future, known, rows, steps)
         forecast = self._forecast(known.state, rows)
-        forecast = Forecast(forecast.point[:, :steps], forecast.quantiles[:, :steps], forecast.levels)
+        forecast = forecast._replace(point=forecast.point[:, :steps], quantiles=forecast.quantiles[:, :steps])
         forecast = self._with_effect(forecast, known.state, rows, ahead)
         times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
         return layout.write(tuple(known.ids[row] for row in rows), times, self._columns(forecast, quantiles, level))
@@ -214,7 +230,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             forecast = self._with_effect(self._forecast(state, rows), state, rows, self._ahead_in(now))
             inside = np.arange(self.horizon) < now.lengths[:, None]
             truths.append(now.values)
-            forecasts.append(forecast.quantiles[inside])
+            forecasts.append(forecast.cut().quantiles[inside])
             more = np.flatnonzero(new.lengths > self.horizon)
             if not more.size:
                 break
@@ -231,6 +247,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         update: bool = True,
         level: float | Iterable[float] | None = None,
         quantiles: Iterable[float] | None = None,
+        sample_weight: Any = None,
     ) -> Any:
         """What this forecaster would have said at the last `n_windows` origins of every series, beside what came.
 
@@ -243,8 +260,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         `refit=False` learns once, on the rows before the first origin; `True` learns anew at each, an integer k at
         every k-th. In between the rows that came are taken in as `update` does; with `update=False` the neural
         memories stand still meanwhile and all else moves on (without one that is the same). A copy does the work: this
-        forecaster, fitted or not, stays as it is, and nothing it has learnt is used. `verbose=1` prints a line a window
-        to stderr.
+        forecaster, fitted or not, stays as it is, and nothing it has learnt is used. `sample_weight` is that of `fit`.
+        `verbose=1` prints a line a window to stderr.
 
         A series that has no value before the first origin is an error, or is left out with `on_bad="skip"`.
 
@@ -262,6 +279,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         )
         every = int(refit) if isinstance(refit, bool) else _whole(refit, "refit", "windows")
         panel, layout, _ = self._read(y)
+        panel = _weighted(panel, sample_weight)
         panel, work = windows.fitting(panel, skip=getattr(self, "on_bad", "raise") == "skip"), clone(self)
         if not update and hasattr(work, "adapt"):
             work.adapt = False
@@ -338,17 +356,17 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         """
         check_is_fitted(self, "_known")
         schema = self._schema(fitted=True)
-        if schema is not None and schema.known:
+        if schema is not None and schema.ahead:
             raise ValueError(
-                "plot() shows what the state holds, and with known covariates that is the series without their effect: "
-                "draw predict(future=...) beside your own data instead."
+                "plot() shows what the state holds, and with known covariates or a calendar that is the series without "
+                "their effect: draw what predict() gives beside your own data instead."
             )
         known = self._known
         rows = np.arange(len(known.ids))[:MOST_PLOTTED] if ids is None else _rows_of(known, ids)
         recent = self._recent(known.state, rows)
         if history is not None:
             recent = recent[:, -_whole(history, "history") :]
-        forecast = self._forecast(known.state, rows)
+        forecast = self._with_effect(self._forecast(known.state, rows), known.state, rows, None)
         before = future_times(known.clock, known.ends[rows] - recent.shape[1], known.phases[rows], recent.shape[1])
         after = future_times(known.clock, known.ends[rows], known.phases[rows], self.horizon)
         return draw(
@@ -384,7 +402,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         before = self.__dict__.copy()
         try:
             self._prepare(panel, layout, skipped)
-            self._learn(panel)
+            self._learn(panel.heard())
             self._known = Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel))
         except BaseException:
             self.__dict__ = before
@@ -410,18 +428,29 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             on_gap=self.on_gap,
             on_duplicate=self.on_duplicate,
             on_bad=getattr(self, "on_bad", "raise"),
+            non_negative=getattr(self, "non_negative", False),
             clock=clock,
             known=known,
             schema=self._schema(fitted=clock is not None),
         )
 
     def _read_ahead(self, future: Any, known: Known, rows: Int, steps: int) -> Float | None:
-        """The known covariates of the steps to forecast, `[N, F, K]`; None without such covariates."""
+        """The known covariates and the calendar of the steps to forecast, `[N, F, K]`; None without any."""
         schema = self._schema(fitted=True)
+        given = self._read_future(future, schema, known, rows, steps)
+        if schema is None or not schema.calendar:
+            return given
+        times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
+        dates = calendar.columns(times, schema.calendar).reshape(len(rows), steps, -1)
+        return dates if given is None else np.concatenate([given, dates], axis=2)
+
+    def _read_future(self, future: Any, schema: Schema | None, known: Known, rows: Int, steps: int) -> Float | None:
+        """The known covariates in `future=`; None without such covariates."""
         if schema is None or not schema.known:
             if future is not None:
                 raise ValueError(
-                    "future= came, but no covariates are configured: leave it out, or fit with known_covariates="
+                    "future= came, but no covariates are configured to come with it: leave it out, or fit with "
+                    "known_covariates="
                 )
             return None
         if future is None:
@@ -445,17 +474,20 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _ahead_in(self, new: Panel) -> Float | None:
         """The known covariates of rows that have come, as `_read_ahead` gives them; NaN behind the last row."""
         schema = self._schema(fitted=True)
-        if schema is None or not schema.known or new.covariates is None:
+        if schema is None or not schema.ahead or new.covariates is None:
             return None
         ahead = np.full((len(new), self.horizon, new.covariates.known.shape[1]), np.nan)
         ahead[np.arange(self.horizon) < new.lengths[:, None]] = new.covariates.known
         return ahead
 
     def _with_effect(self, forecast: Forecast, state: Any, rows: Int, ahead: Float | None) -> Forecast:
-        if ahead is None:
-            return forecast
-        effect = self._effect(state, rows, ahead)
-        return forecast._replace(point=forecast.point + effect, quantiles=forecast.quantiles + effect[..., None])
+        """The forecast with what the known covariates add, and, where data cannot be negative, not below 0."""
+        point, quantiles = forecast.point, forecast.quantiles
+        if ahead is not None:
+            effect = self._effect(state, rows, ahead)
+            point, quantiles = point + effect, quantiles + effect[..., None]
+        least = 0.0 if getattr(self, "non_negative", False) else -np.inf
+        return Forecast(np.maximum(point, least), quantiles, forecast.levels, least)
 
     def _prepare(self, panel: Panel, layout: Layout, skipped: dict[Hashable, str]) -> None:
         """The attributes that `_learn` may count on."""
@@ -515,6 +547,10 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
                 _refuse(new, known, 0, missing, len(bad))
             new, missing = new.select(np.flatnonzero(~bad)), missing[~bad]
         return (new.lead(missing) if missing.any() else new), skipped
+
+
+def _weighted(panel: Panel, sample_weight: Any) -> Panel:
+    return panel if sample_weight is None else replace(panel, weights=weights_of(sample_weight, panel.ids))
 
 
 def _place(new: Panel, known: Known) -> Panel:

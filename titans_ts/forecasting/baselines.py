@@ -24,6 +24,7 @@ from .linear import (
     context_scale,
     draw,
     fit_linear,
+    in_proportion,
     series_scales,
     windows_between,
 )
@@ -313,14 +314,16 @@ def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[
     scales = series_scales(panel, ends)
     for begin in (ends, np.zeros_like(ends)):
         windows = windows_between(panel, path.context_length, path.horizon, begin, panel.lengths)
-        residuals = []
+        residuals, owners = [], []
         for _, series, _, contexts, targets in blocks(draw(windows, RESIDUAL_WINDOWS, np.random.default_rng(0))):
             moving = context_scale(contexts, np.zeros(len(contexts))) > 0
             unit = context_scale(contexts, scales[series])[:, None]
             maps = path.maps_of(panel.ids)[series]
             residuals.append(((targets - apply_linear(path, contexts, maps)) / unit)[moving])
+            owners.append(series[moving])
         if sum(map(len, residuals)):
-            quantiles: Float = np.quantile(np.concatenate(residuals), levels, axis=0).T
+            counted = in_proportion(panel, np.concatenate(owners))
+            quantiles: Float = np.quantile(np.concatenate(residuals)[counted], levels, axis=0).T
             return quantiles
     return np.zeros((path.horizon, len(levels)))
 

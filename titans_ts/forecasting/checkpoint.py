@@ -149,6 +149,7 @@ def covariates_to_json(path: CovariatePath) -> dict[str, Any]:
         "known": schema.known,
         "past": schema.past,
         "static": schema.static,
+        "calendar": schema.calendar,
         "categories": [[name, ids_to_json(found)] for name, found in (schema.categories or {}).items()],
         "ids": ids_to_json(path.ids),
         "effect": effect,
@@ -164,7 +165,13 @@ def covariates_from_json(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]
     pooling = math.inf if effect["pooling"] is None else effect["pooling"]
     categories = {name: tuple(id_from_json(each) for each in found) for name, found in saved["categories"]}
     return CovariatePath(
-        schema=Schema(tuple(saved["known"]), tuple(saved["past"]), tuple(saved["static"]), categories),
+        schema=Schema(
+            tuple(saved["known"]),
+            tuple(saved["past"]),
+            tuple(saved["static"]),
+            categories,
+            tuple(saved.get("calendar", ())),
+        ),
         ids=tuple(id_from_json(name) for name in saved["ids"]),
         effect=Effect(**{**effect, "pooling": pooling, "lags": tuple(effect["lags"]), "gain": tuple(effect["gain"])}),
         look_back=saved["look_back"],

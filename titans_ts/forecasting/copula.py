@@ -95,7 +95,7 @@ def paths(forecast: Forecast, scores: Float, streams: Int, count: int, seed: int
         random = np.random.default_rng([entropy, stream])
         place = ranks[random.integers(len(ranks), size=count)] + random.random((count, ranks.shape[1]))
         found.append(values_at(quantiles, forecast.levels, ndtri(np.clip(place / len(ranks), 1e-12, 1 - 1e-12))))
-    return np.stack(found)
+    return np.maximum(np.stack(found), forecast.least)
 
 
 def ranks_of(scores: Float) -> Int:

@@ -3,7 +3,7 @@ leaves over. Both in closed form, both confirmed on validation rows.
 
 Axes: N series, M maps (0 is shared, 1 + i is that of the i-th series of `fit`), C columns (the values, then the known,
 then the past covariates), K known, P past, S static columns, W rows of past covariates that are looked back on, H
-horizon, G groups of validation windows.
+horizon, G groups of validation windows. The calendar (`calendar.py`) is among the known covariates.
 
 The effect. A value is what the rest of the forecaster sees, plus `unit * sum_k weight_k * z_k`: z are the covariates of
 the same step, standardised, and the unit is the deviation of the series, so that forecasting `c * y + d` gives
@@ -53,7 +53,8 @@ from .panel import Covariates, Float, Int, Panel, Schema, spans
 
 HUBER = 1.5  # standard deviations up to which an error counts squared
 ROUNDS = 4  # of weighting: more change the third digit of the weights
-DUMMY = 0.5  # what a column of 0 and 1 is divided by: a rare category must not weigh more for being rare
+# what a column of 0 and 1, or of the calendar, is divided by: a rare category must not weigh more for being rare
+DUMMY = 0.5
 SEEN = 8192  # windows that fit the linear path and the map while one chooses
 JUDGED = 2048  # validation windows that choose, at most
 GROUPS = 8  # stretches of time that the validation windows are divided into
@@ -239,7 +240,7 @@ def running(sums: Float, rows: Float) -> tuple[Float, Float]:
 
 def numeric_columns(schema: Schema) -> NDArray[np.bool_]:
     """Which columns are numbers, and not categories, `[C]`."""
-    return np.append(True, schema.numeric(schema.known + schema.past))
+    return np.append(True, schema.moving_numeric)
 
 
 def moments(sums: Float, numeric: NDArray[np.bool_]) -> tuple[Float, Float]:
@@ -348,7 +349,7 @@ def with_weights(path: CovariatePath, panel: Panel, ends: Int, how: Effect) -> C
     """The path with the effect fitted to the rows before `ends`."""
     parts = [list(differences(path, panel, covariates_of(panel).known, ends, lag)) for lag in how.lags]
     width, count = path.width, len(panel)
-    weights = np.zeros((1 + count, width))
+    weights, counts = np.zeros((1 + count, width)), panel.shares[:, None, None]
     for turn in range(ROUNDS):
         xx, xy = np.zeros((count, width, width)), np.zeros((count, width, 1))
         for each in parts:
@@ -356,11 +357,13 @@ def with_weights(path: CovariatePath, panel: Panel, ends: Int, how: Effect) -> C
                 heard = trust(y - z @ weights[1 + row], robust=turn > 0)
                 xx[row] += (z.T * heard) @ z
                 xy[row, :, 0] += (z.T * heard) @ y
-        weights[:] = solve(xx.sum(0), xy.sum(0), (how.penalty,))[0][:, 0]
+        every = (counts * xx).sum(0), (counts * xy).sum(0)
+        weights[:] = solve(*every, (how.penalty,))[0][:, 0]
         if how.pooling < math.inf:
-            shared = how.pooling / max(int((np.einsum("nkk->n", xx) > 0).sum()), 1)
-            for row in np.flatnonzero(np.einsum("nkk->n", xx) > 0).tolist():
-                own = xx[row] + shared * xx.sum(0), xy[row] + shared * xy.sum(0)
+            moving = np.einsum("nkk->n", xx) > 0
+            shared = how.pooling / (panel.shares[moving].sum() or 1.0)
+            for row in np.flatnonzero(moving).tolist():
+                own = xx[row] + shared * every[0], xy[row] + shared * every[1]
                 weights[1 + row] = solve(*own, (how.penalty,))[0][:, 0]
     return replace(path, weights=how.share * weights, effect=how)
 
@@ -403,7 +406,8 @@ def judge(panel: Panel, raw: Panel, ends: Int, context: int, horizon: int) -> Fl
 
 
 def grouped(errors: Sequence[tuple[Int, Int, Float]], raw: Panel, ends: Int) -> Float:
-    """Mean squared and absolute error `[G, 2]` of windows of `series` `[B]`, their targets from `rows` `[B]` on."""
+    """Mean squared and absolute error `[G, 2]` of windows of `series` `[B]`, their targets from `rows` `[B]` on; each
+    counts as much as its series."""
     units = series_scales(raw, ends)
     sums, count = np.zeros((GROUPS, 2)), np.zeros(GROUPS)
     for series, rows, error in errors:
@@ -411,8 +415,8 @@ def grouped(errors: Sequence[tuple[Int, Int, Float]], raw: Panel, ends: Int) -> 
         group = np.clip((GROUPS * place).astype(np.int64), 0, GROUPS - 1)
         left = error / units[series, None]
         for column, value in enumerate(((left**2).mean(axis=1), np.abs(left).mean(axis=1))):
-            sums[:, column] += np.bincount(group, value, minlength=GROUPS)
-        count += np.bincount(group, minlength=GROUPS)
+            sums[:, column] += np.bincount(group, raw.shares[series] * value, minlength=GROUPS)
+        count += np.bincount(group, raw.shares[series], minlength=GROUPS)
     return sums[count > 0] / count[count > 0, None]
 
 
@@ -469,9 +473,10 @@ def with_map(
 
     size = look_back * width + len(path.static_centre)
     xx, xy = np.zeros((size, size)), np.zeros((size, linear.horizon))
-    for _, _, x, left, unit in read(np.zeros_like(lengths), ends, SEEN):
-        xx += x.T @ x
-        xy += x.T @ np.where(unit > 0, left / np.where(unit > 0, unit, 1.0), 0.0)
+    for series, _, x, left, unit in read(np.zeros_like(lengths), ends, SEEN):
+        heard = panel.shares[series] * x.T
+        xx += heard @ x
+        xy += heard @ np.where(unit > 0, left / np.where(unit > 0, unit, 1.0), 0.0)
     if not confirm:
         return replace(path, residual=path.share * solve(xx, xy, (path.penalty,))[0])
     judged = list(read(ends, lengths, JUDGED))

@@ -9,6 +9,7 @@ What happens to bad data:
 | missing rows (a gap) | error, or NaN rows with `on_gap="mask"` |
 | duplicate timestamps | error, or `on_duplicate="last"` (in the order given) or `"mean"` |
 | infinite y, y that never holds a value | error |
+| negative y, with `non_negative=True` | error |
 | y as text, times as text | error (nothing is guessed from strings) |
 | y as bool | 0 and 1; as objects that hold numbers, Decimal or None: converted |
 | a missing id or timestamp, a timestamp off the grid, a wrong declared frequency | error |
@@ -28,6 +29,8 @@ Covariates, where a `Schema` names some:
 | rows that `on_gap="mask"` fills in | known covariates count as average there |
 | rows that `on_duplicate` joins | the covariates of the last of them |
 | anything but a long frame | error |
+| a calendar alone, in any kind of input with timestamps or periods | made of them, of filled-in rows too |
+| a calendar where rows are numbered | error |
 
 With `on_bad="skip"` a series that still fails is left out and reported with its reason; when none is left, that is an
 error too.
@@ -55,6 +58,7 @@ CHOICES = {"on_gap": ("raise", "mask"), "on_duplicate": ("raise", "last", "mean"
 # on_gap="mask" fills at most this many steps for one row: more is a wrong frequency or a wrong year, and would eat the
 # memory.
 MASK_LIMIT = 10
+NEGATIVE_FIX = "correct such values, make them NaN (a missing observation), or fit with non_negative=False"
 
 
 def read(
@@ -67,6 +71,7 @@ def read(
     on_gap: str = "raise",
     on_duplicate: str = "raise",
     on_bad: str = "raise",
+    non_negative: bool = False,
     clock: Clock | None = None,
     known: Container[Hashable] = (),
     schema: Schema | None = None,
@@ -76,7 +81,8 @@ def read(
     `y` is a long frame (pandas, or any eager frame that narwhals reads), a Series with a time index, a wide frame (time
     index, a column a series), a 1-D array (one series), a 2-D array `[time, series]`, an iterable of `{"target",
     "start", "item_id"}`, or a `Panel`. `clock` reads new rows on the steps of a known panel instead of finding the
-    frequency; `known` ids may come with missing values only. `schema` names covariates.
+    frequency; `known` ids may come with missing values only. `schema` names covariates. `non_negative` data may not
+    fall below 0.
 
     >>> days = pd.date_range("2024-01-01", periods=3, freq="D")
     >>> panel, layout, skipped = read(pd.DataFrame({"unique_id": "a", "ds": days, "y": [1.0, None, 3.0]}))
@@ -92,21 +98,28 @@ def read(
             raise DataError(f"the panel steps by {y.freq!r}, {clock.freq!r} is known")
         have = None if y.covariates is None else y.covariates.schema
         if schema is not None and (
-            have is None
-            or have.names != schema.names
-            or (schema.categories is not None and have.categories != schema.categories)
+            (() if have is None else have.names) != schema.names
+            or (have is not None and schema.categories is not None and have.categories != schema.categories)
         ):
             raise DataError(
                 f"the panel has the covariates {shorten(have.names) if have else 'none'}, and those of the forecaster "
                 f"are {shorten(schema.names)}. Fix: read the panel with them, or pass a long frame."
             )
-        return y, Layout("long", id_col, time_col, target_col), {}
+        if non_negative and (y.values < 0).any():
+            row = int(np.flatnonzero(y.values < 0)[0])
+            series = int(np.searchsorted(y.offsets, row, side="right")) - 1
+            raise DataError(
+                f"series {y.ids[series]!r}: {y.values[row]:g} in its row {row - y.offsets[series]} is negative, and "
+                f"non_negative=True promises values of 0 and more. Fix: {NEGATIVE_FIX}."
+            )
+        panel = y if schema is None else y.with_calendar(schema.calendar)
+        return panel, Layout("long", id_col, time_col, target_col), {}
     came = take(y, id_col, time_col, target_col, freq, schema)
     sieve = _Sieve(came.ids, on_bad)
     rows = _locate(came, sieve, freq, clock)
     rows = _settle_duplicates(rows, sieve, on_duplicate)
     rows = _check_grid(rows, sieve, freq, clock, on_gap)
-    rows = _check_values(rows, sieve, known)
+    rows = _check_values(rows, sieve, known, non_negative)
     if came.schema is not None:
         rows = _check_covariates(rows, sieve, came.schema)
     return _gather(rows, came.ids, came.schema), came.layout, sieve.skipped
@@ -391,7 +404,7 @@ def _check_frequency(rows: _Rows, sieve: _Sieve, freq: str | int | None, clock: 
     )
 
 
-def _check_values(rows: _Rows, sieve: _Sieve, known: Container[Hashable]) -> _Rows:
+def _check_values(rows: _Rows, sieve: _Sieve, known: Container[Hashable], non_negative: bool) -> _Rows:
     kept = sieve.keep(
         rows.code,
         np.isinf(rows.y),
@@ -399,6 +412,17 @@ def _check_values(rows: _Rows, sieve: _Sieve, known: Container[Hashable]) -> _Ro
         "replace them by NaN (a missing observation) or by a number",
     )
     rows = rows if kept is None else rows.keep(kept)
+    if non_negative:
+        kept = sieve.keep(
+            rows.code,
+            rows.y < 0,
+            lambda row, count: (
+                f"{count} values are negative (first: {rows.y[row]:g} at {rows.time(row)}), and non_negative=True "
+                "promises values of 0 and more"
+            ),
+            NEGATIVE_FIX,
+        )
+        rows = rows if kept is None else rows.keep(kept)
     first = rows.firsts()
     counts = np.diff(np.append(first, len(rows.code)))
     empty = np.add.reduceat(np.isfinite(rows.y).astype(np.int64), first) == 0
@@ -458,5 +482,6 @@ def _gather(rows: _Rows, ids: list[Hashable], schema: Schema | None) -> Panel:
         cut = len(schema.known) + len(schema.past)
         moving = _one_hot(rows.extras[:, :cut], schema, schema.known + schema.past)
         static = _one_hot(rows.extras[first, cut:], schema, schema.static)
-        beside = Covariates(moving, static, schema).spread(place, len(values))
-    return Panel(values, offsets, names, rows.ordinal[last], rows.phase[first], rows.clock, beside)
+        beside = Covariates(moving, static, replace(schema, calendar=())).spread(place, len(values))
+    panel = Panel(values, offsets, names, rows.ordinal[last], rows.phase[first], rows.clock, beside)
+    return panel if schema is None else panel.with_calendar(schema.calendar)

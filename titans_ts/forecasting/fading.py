@@ -104,7 +104,8 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
 
     Every rate forecasts from origins all along each series, seeing only what came before; its weight in a series falls
     with its mean absolute error there, which is mixed with that in all series. Errors count relative to those of the
-    best rate in the series, so that scale does not decide. A season of more than `LONGEST` steps is not remembered.
+    best rate in the series, so that scale does not decide, and those in all series as often as the weight of each says.
+    A season of more than `LONGEST` steps is not remembered.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -133,11 +134,12 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
     best = mean.min(1, keepdims=True)
     noise = 1e-9 * series_scales(panel, ends)[:, None]  # errors below it are rounding
     mean = np.minimum((mean + noise) / (best + noise), WORST)
-    average = mean[tried].mean(0) if tried.any() else np.ones(len(rates))
+    average = np.average(mean[tried], axis=0, weights=panel.shares[tried]) if tried.any() else np.ones(len(rates))
     mixed = (counted[:, None] * mean + POOLED * average) / (counted[:, None] + POOLED)
     mixed = np.concatenate([average[None], mixed])
     weights = (mixed.min(1, keepdims=True) / mixed) ** SHARPNESS
     weights /= weights.sum(1, keepdims=True)
-    kept = np.sort(np.argsort(-weights.sum(0), kind="stable")[:KEPT])
+    worth = (np.append(1.0, panel.shares)[:, None] * weights).sum(0)
+    kept = np.sort(np.argsort(-worth, kind="stable")[:KEPT])
     weights = np.ascontiguousarray(weights[:, kept])
     return Fading(rates[kept], weights / weights.sum(1, keepdims=True), season, panel.ids)

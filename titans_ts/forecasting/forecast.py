@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
@@ -12,15 +13,29 @@ from .panel import Float
 
 
 class Forecast(NamedTuple):
-    """Point forecasts `[N, H]` and quantiles `[N, H, Q]` at increasing `levels`."""
+    """Point forecasts `[N, H]` and quantiles `[N, H, Q]` at increasing `levels`.
+
+    least: what nothing falls below. Quantiles and paths are cut there when they are read off (`quantiles_at`), and not
+    before, so that between two levels they are what they would be without it.
+    """
 
     point: Float
     quantiles: Float
     levels: tuple[float, ...]
+    least: float = -math.inf
+
+    def cut(self) -> Forecast:
+        """The same forecast with nothing below `least`.
+
+        >>> Forecast(np.array([[-1.0]]), np.array([[[-2.0, 3.0]]]), (0.1, 0.9), least=0.0).cut().quantiles.tolist()
+        [[[0.0, 3.0]]]
+        """
+        point, quantiles = (np.maximum(part, self.least) for part in (self.point, self.quantiles))
+        return self._replace(point=point, quantiles=quantiles)
 
 
 def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
-    """The quantiles at any levels, `[N, H, len(levels)]`, never crossing.
+    """The quantiles at any levels, `[N, H, len(levels)]`, never crossing, and never below `forecast.least`.
 
     Between two trained levels a quantile is linear in the normal score of its level; beyond the outermost two it goes
     on along their line. For a Gaussian forecast that is exact at every level.
@@ -38,13 +53,12 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
     wanted = np.array([score(level) for level in levels])
     values = np.sort(forecast.quantiles, axis=-1)  # a model's quantiles may cross; in order they are a better forecast
     if len(trained) == 1:
-        return np.repeat(values, len(wanted), axis=-1)
+        return np.maximum(np.repeat(values, len(wanted), axis=-1), forecast.least)
     left = np.clip(np.searchsorted(trained, wanted, side="right") - 1, 0, len(trained) - 2)
     weight = (wanted - trained[left]) / (trained[left + 1] - trained[left])
     # exact at the trained levels, where rounding must not move what the model said
     weight = np.where(np.abs(weight - np.round(weight)) < 1e-9, np.round(weight), weight)
-    result: Float = values[..., left] * (1 - weight) + values[..., left + 1] * weight
-    return result
+    return np.maximum(values[..., left] * (1 - weight) + values[..., left + 1] * weight, forecast.least)
 
 
 def scores_of(truth: Float, quantiles: Float, levels: Sequence[float]) -> Float:

@@ -25,6 +25,7 @@ from ..core.config import MemoryConfig, require
 from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel, window_scale
+from . import calendar
 from .base import Known, PanelForecaster
 from .baselines import DECILES, PAST, check_levels, usual_context, validation_ends
 from .calibration import Calibration, Intervals, Judged, calibrate, error_unit, season_scales
@@ -53,13 +54,25 @@ from .covariates import (
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
-from .linear import JUDGED, LinearPath, apply_linear, cut, draw, fit_linear, places, series_scales, windows_between
+from .linear import (
+    JUDGED,
+    LinearPath,
+    apply_linear,
+    cut,
+    draw,
+    fit_linear,
+    in_proportion,
+    places,
+    series_scales,
+    windows_between,
+)
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Batch, Rows, TrainConfig, train
 
 _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
+LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates", "calendar")  # parameters of names
 POOLINGS = (math.inf, 8.0, 2.0, 0.5, 0.0)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
 BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
@@ -87,6 +100,11 @@ class TitansForecaster(PanelForecaster):
     Test Time"). `predict` reads the states and
     changes nothing.
 
+    `fit(y, sample_weight={"a": 2, "b": 0, ...})` says how much each series counts in what all of them share: in the
+    sums of the linear path and of the effect of covariates, in the rates of the fading memories, in how often its
+    sequences are drawn to train the backbone, and in all that the validation rows choose. Its state, its units and its
+    own map stay its own.
+
     Parameters
     ----------
     horizon: steps that a forecast reaches; shorter ones can be asked for later.
@@ -101,6 +119,8 @@ class TitansForecaster(PanelForecaster):
         quantile head, as wide as the validation rows say. "auto": whichever of the two, or their mean, has the least
         pinball loss there.
     point: "mean" or "median", what the point forecast is.
+    non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
+        which are cut there at the last, covariates included. Negative values in the data are then an error.
     variant: how memory and attention are joined, "lmm", "mac", "mag" or "mal"; None: that of `model`, else "lmm", which
         is as accurate as the others on ETTh1's validation rows and the cheapest to stream.
     model: the backbone; None: two blocks of width 64 with a linear memory.
@@ -110,11 +130,16 @@ class TitansForecaster(PanelForecaster):
     warm_start: `fit` again goes on from the present weights where they fit the data.
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
     known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
-        (calendar, prices, forecasts of the weather; `predict` then needs `future=`), known up to the present, and one
+        (holidays, prices, forecasts of the weather; `predict` then needs `future=`), known up to the present, and one
         value a series. New rows bring all of them. Text, bool, category and object columns are categories, all others
         numbers; a category that `fit` did not see counts as the average of those it saw. The known ones have an
         additive effect, the others correct the linear path; each enters as far as the validation rows confirm it, which
         can be not at all.
+    calendar: which of "hour", "weekday", "month", "minute_of_day" and "dayofyear" help to forecast. They are made of
+        the time axis, which must have dates, on the local wall clock (of periods: at their beginning), and so `predict`
+        needs no `future=` for them. Like known covariates, beside which they may stand, they add an effect as far as
+        the validation rows confirm it: one for each hour, weekday and month, and a smooth one over the minutes of a day
+        and the days of a year.
     on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
         ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
         ("pad", "skip", "raise").
@@ -157,6 +182,7 @@ class TitansForecaster(PanelForecaster):
         quantiles: Sequence[float] = DECILES,
         intervals: Intervals = "auto",
         point: Literal["mean", "median"] = "mean",
+        non_negative: bool = False,
         variant: Variant | None = None,
         model: BackboneConfig | None = None,
         train: TrainConfig | None = None,
@@ -166,6 +192,7 @@ class TitansForecaster(PanelForecaster):
         known_covariates: Sequence[str] = (),
         past_covariates: Sequence[str] = (),
         static_covariates: Sequence[str] = (),
+        calendar: Sequence[str] = (),
         on_gap: str = "raise",
         on_duplicate: str = "raise",
         on_bad: str = "raise",
@@ -185,6 +212,7 @@ class TitansForecaster(PanelForecaster):
         self.quantiles = quantiles
         self.intervals = intervals
         self.point = point
+        self.non_negative = non_negative
         self.variant = variant
         self.model = model
         self.train = train
@@ -194,6 +222,7 @@ class TitansForecaster(PanelForecaster):
         self.known_covariates = known_covariates
         self.past_covariates = past_covariates
         self.static_covariates = static_covariates
+        self.calendar = calendar
         self.on_gap = on_gap
         self.on_duplicate = on_duplicate
         self.on_bad = on_bad
@@ -232,7 +261,8 @@ class TitansForecaster(PanelForecaster):
         if fitted:
             return None if self.covariates_ is None else self.covariates_.schema
         given = (self.known_covariates, self.past_covariates, self.static_covariates)
-        if not any(len(names) for names in given):
+        dates = self._calendar()
+        if not any(len(names) for names in (*given, dates)):
             return None
         for kind, names in zip(("known", "past", "static"), given, strict=True):
             require(not isinstance(names, str), f"{kind}_covariates={names!r} is one string: pass ({names!r},).")
@@ -242,7 +272,15 @@ class TitansForecaster(PanelForecaster):
         taken = [name for name in flat if name in (self.id_col, self.time_col, self.target_col)]
         require(not taken, f"{shorten(taken)} is the id, the time or the value: it cannot be a covariate too.")
         known, past, static = map(tuple, given)
-        return Schema(known, past, static)
+        return Schema(known, past, static, calendar=dates)
+
+    def _calendar(self) -> tuple[str, ...]:
+        require(not isinstance(self.calendar, str), f"calendar={self.calendar!r} is one string: pass a tuple of names.")
+        names = tuple(self.calendar)
+        strange = [name for name in names if name not in calendar.NAMES]
+        require(not strange, f"calendar={names}: {shorten(strange)} is not among {shorten(calendar.NAMES)}.")
+        require(len(set(names)) == len(names), f"calendar={names} names something twice: name each once.")
+        return names
 
     def _learn(self, panel: Panel) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
@@ -281,6 +319,7 @@ class TitansForecaster(PanelForecaster):
             starts=torch.from_numpy(panel.offsets[:-1]).to(device),
             ends=torch.from_numpy(panel.offsets[1:]).to(device),
             units=torch.from_numpy(series_scales(panel, ends)).to(device),
+            weights=None if panel.weights is None else torch.from_numpy(panel.weights).to(device),
         )
         with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's own
             fitted = train(
@@ -312,6 +351,7 @@ class TitansForecaster(PanelForecaster):
             "intervals='head' needs a trained head, and nothing was trained: train for some steps, on longer series, "
             "or take intervals='conformal'.",
         )
+        said = said.at(in_proportion(panel, said.series))
         horizons = validated_horizons(said, panel, ends, context)
         judged = judge(said, fading, more, panel, scales, horizons)
         calibration = calibrate(judged, self.levels_, self.intervals, self.point, count=len(panel), mix=settings.fading)
@@ -416,9 +456,8 @@ class TitansForecaster(PanelForecaster):
         params = self.get_params(deep=False)
         params["model"] = None if self.model is None else asdict(self.model)
         params["train"] = None if self.train is None else asdict(self.train)
-        params["quantiles"] = list(self.quantiles)
-        for kind in ("known", "past", "static"):
-            params[f"{kind}_covariates"] = list(params[f"{kind}_covariates"])
+        for name in LISTS:
+            params[name] = list(params[name])
         if isinstance(self.random_state, np.random.RandomState):
             params["random_state"] = None  # a generator has no spelling; its draws are in the weights already
         config = {
@@ -467,7 +506,7 @@ class TitansForecaster(PanelForecaster):
         params = config["params"]
         params["model"] = None if params["model"] is None else _backbone_from(params["model"])
         params["train"] = None if params["train"] is None else TrainConfig(**params["train"])
-        for name in ("quantiles", "known_covariates", "past_covariates", "static_covariates"):
+        for name in LISTS:
             params[name] = tuple(params.get(name, ()))
         forecaster = cls(**{**params, "device": device})
         shape = config["model"]
@@ -568,6 +607,12 @@ class Said(NamedTuple):
     main: Float
     head: Float | None
     deviation: Float
+
+    def at(self, rows: Int) -> Said:
+        """These of the forecasts."""
+        series, origins, truth, main, head, deviation = self
+        head = None if head is None else head[rows]
+        return Said(series[rows], origins[rows], truth[rows], main[rows], head, deviation[rows])
 
 
 def said_by_linear(path: LinearPath, panel: Panel, ends: Int) -> Said:

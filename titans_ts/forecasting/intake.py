@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,6 +81,8 @@ def take_future(frame: Any, id_col: str, time_col: str, schema: Schema) -> Intak
 
 def with_covariates(came: Intake, frame: Any, schema: Schema) -> Intake:
     """The same rows with the columns of `schema`; where it has no categories yet, with those of the data."""
+    if not schema.names:  # a calendar alone, which any kind of input has
+        return replace(came, schema=replace(schema, categories={}), extras=np.empty((len(came.codes), 0)))
     if came.layout.kind not in ("long", "native") or not isinstance(
         native := nw.from_native(frame, pass_through=True, eager_only=True), nw.DataFrame
     ):
@@ -201,6 +203,38 @@ def time_axis(values: Any, name: str) -> pd.Index:
     raise DataError(
         f"{name} holds {type(example).__name__} values such as {example!r}. Fix: pass timestamps, periods or integers."
     )
+
+
+def weights_of(sample_weight: Any, ids: Sequence[Hashable]) -> Float:
+    """How much each series counts, `[N]`: from a dict or a pandas Series by id, or from one number a series in order.
+
+    >>> weights_of({"a": 2, "b": 0, "c": 1}, ("b", "a")).tolist()
+    [0.0, 2.0]
+    """
+    given: Any = sample_weight
+    if isinstance(given, pd.Series | Mapping):
+        by_id = dict(given.items())
+        absent = [name for name in ids if name not in by_id]
+        if absent or len(by_id) < len(given):
+            wrong = f"has no weight of series {shorten(absent)}" if absent else "has more than one weight of a series"
+            raise DataError(f"sample_weight {wrong}. Fix: give every series one, and 0 to those not to learn from.")
+        given = [by_id[name] for name in ids]
+    if np.ndim(given) != 1 or len(given) != len(ids):
+        raise DataError(
+            f"sample_weight has shape {np.shape(given)}, and there are {len(ids)} series ({shorten(ids)}). "
+            "Fix: pass one weight a series, by id (a dict or a pandas Series) or in this order."
+        )
+    weights = numbers(given, "sample_weight")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if bad.size:
+        others = f" ({bad.size - 1} more series too)" if bad.size > 1 else ""
+        raise DataError(
+            f"series {ids[bad[0]]!r}: its sample_weight is {weights[bad[0]]:g}{others}. "
+            "Fix: pass a number of 0 or more."
+        )
+    if not weights.any():
+        raise DataError("every sample_weight is 0: nothing could be learnt. Fix: give some series a weight above 0.")
+    return weights
 
 
 def factorize(values: Any, name: str) -> tuple[Int, list[Hashable]]:

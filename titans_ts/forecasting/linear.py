@@ -105,13 +105,13 @@ class Block(NamedTuple):
 
 
 class Gram(NamedTuple):
-    """Sums over windows, of each series or (M = 1) of all: `X'X` `[M, L, L]`, `X'Y` `[M, L, H]`; over all, the sum of
-    `Y²` and the number of windows."""
+    """Sums over windows, each times the weight of its series, of each series or (M = 1) of all: `X'X` `[M, L, L]`,
+    `X'Y` `[M, L, H]`; over all, the sum of `Y²` and of the weights."""
 
     xx: Float
     xy: Float
     yy: float
-    windows: int
+    windows: float
 
 
 def fit_linear(
@@ -132,8 +132,8 @@ def fit_linear(
 
     The penalty with the least squared error on the windows whose targets begin at `train_ends[i]` or later is taken (of
     several that differ by less than a thousandth, the largest); their context may reach back. Each series counts in
-    units of its own standard deviation before `train_ends`, so that scale does not decide. `max_windows` draws that
-    many training windows (and as many validation windows).
+    units of its own standard deviation before `train_ends`, so that scale does not decide, and as often as its weight
+    says. `max_windows` draws that many training windows (and as many validation windows).
 
     units: what errors of the fit are measured in. poolings: with a finite one every series has a map of its own, fitted
     to its windows and to the pooled windows of all, scaled to the weight of `pooling` average series: a hierarchical
@@ -177,7 +177,7 @@ def fit_linear(
         plain = LinearPath(weights[list(penalties).index(penalty)][None], penalty, losses, unit)
 
         def fitted(pooling: float, gram: Gram = gram, plain: LinearPath = plain) -> LinearPath:
-            return plain if pooling == math.inf else with_own_maps(plain, gram, pooling, panel.ids)
+            return plain if pooling == math.inf else with_own_maps(plain, gram, pooling, panel)
 
         path = trials.best(
             fitted(pooling) for pooling in [p for p in poolings if p in single or p == math.inf] or [math.inf]
@@ -197,18 +197,19 @@ def choose_penalty(weights: list[Float], penalties: Sequence[float], held: Gram)
     return best, {p: float(s) / count for p, s in zip(penalties, squares, strict=True)}
 
 
-def with_own_maps(path: LinearPath, gram: Gram, pooling: float, ids: tuple[Hashable, ...]) -> LinearPath:
+def with_own_maps(path: LinearPath, gram: Gram, pooling: float, panel: Panel) -> LinearPath:
     """The path with maps of single series: the ridge of their own windows and of `pooling` times what an average series
     brings of all. A series without windows has the shared map."""
-    maps = [solve(xx, xy, (path.penalty,))[0] for xx, xy in zip(*pooled(gram, pooling), strict=True)]
-    return replace(path, weights=np.stack([path.weights[0], *maps]), pooling=pooling, ids=ids)
+    maps = [solve(xx, xy, (path.penalty,))[0] for xx, xy in zip(*pooled(gram, pooling, panel.shares), strict=True)]
+    return replace(path, weights=np.stack([path.weights[0], *maps]), pooling=pooling, ids=panel.ids)
 
 
-def pooled(gram: Gram, pooling: float) -> tuple[Float, Float]:
-    """`X'X` and `X'Y` of every series, with `pooling` times those of an average series added."""
-    series = max(int((np.einsum("nll->n", gram.xx) > 0).sum()), 1)
-    share = pooling / series
-    return gram.xx + share * gram.xx.sum(0), gram.xy + share * gram.xy.sum(0)
+def pooled(gram: Gram, pooling: float, shares: Float) -> tuple[Float, Float]:
+    """`X'X` and `X'Y` of every series by itself, with `pooling` times those of an average series added, the average
+    over series as often as their `shares` `[N]` say."""
+    share = pooling / (shares[np.einsum("nll->n", gram.xx) > 0].sum() or 1.0)
+    xx, xy = (part / shares[:, None, None] + share * part.sum(0) for part in (gram.xx, gram.xy))
+    return xx, xy
 
 
 def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], trials: Trials) -> LinearPath:
@@ -222,7 +223,8 @@ def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], t
         return path
     xx, xy = gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True)
     if path.ids:
-        xx, xy = (np.concatenate(parts) for parts in zip((xx, xy), pooled(gram, path.pooling), strict=True))
+        single = pooled(gram, path.pooling, trials.windows.panel.shares)
+        xx, xy = (np.concatenate(parts) for parts in zip((xx, xy), single, strict=True))
     length, parts = path.context_length, []
     for halvings in range(max(map(len, blends))):
         size = max(length >> halvings, 1)
@@ -282,19 +284,19 @@ class Trials:
         return blends[best if surely_less(losses[best], losses[0]) else 0]
 
     def losses(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> list[Float]:
-        """Squared and absolute error together of every blend, `[G]`, each series in units of its own scale; nothing
-        where no validation window is wholly observed."""
-        sums, count = np.zeros((len(blends), GROUPS, 2)), np.zeros(GROUPS)
+        """Squared and absolute error together of every blend, `[G]`, each series in units of its own scale and as often
+        as its weight says; nothing where no validation window is wholly observed."""
+        sums, count, shares = np.zeros((len(blends), GROUPS, 2)), np.zeros(GROUPS), self.windows.panel.shares
         for place, series, _, contexts, targets in blocks(self.windows):
             maps = series + 1 if parts[0].ids else np.zeros_like(series)
             said = [apply_linear(part, contexts, maps) for part in parts]
             group = self.group[place]
-            count += np.bincount(group, minlength=GROUPS)
+            count += np.bincount(group, shares[series], minlength=GROUPS)
             for number, blend in enumerate(blends):
                 error = targets - sum(share * each for share, each in zip(blend, said, strict=True))
                 error /= self.scales[series, None]
                 for kind, size in enumerate((error**2, np.abs(error))):
-                    sums[number, :, kind] += np.bincount(group, size.mean(axis=1), minlength=GROUPS)
+                    sums[number, :, kind] += np.bincount(group, shares[series] * size.mean(axis=1), minlength=GROUPS)
         sums = sums[:, count > 0] / count[count > 0, None]
         if not count.any():
             return [np.zeros(0)] * len(blends)
@@ -379,6 +381,23 @@ def draw(windows: Windows, count: int | None, random: np.random.Generator) -> Wi
     return windows._replace(chosen=np.sort(random.choice(windows.total, count, replace=False, shuffle=False)))
 
 
+def in_proportion(panel: Panel, series: Int) -> Int:
+    """Which windows of these series `[W]` to take, some again and others not at all, so that each counts as much as its
+    series: as many as came, evenly over each series, in order.
+
+    >>> from titans_ts.forecasting.door import read
+    >>> panel = replace(read(np.eye(2))[0], weights=np.array([1.0, 0.25]))
+    >>> in_proportion(panel, np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1])).tolist()
+    [0, 0, 2, 3, 4, 4, 6, 7, 8, 8]
+    """
+    if panel.weights is None or not len(series):
+        return np.arange(len(series))
+    order = np.argsort(series, kind="stable")
+    behind = np.cumsum(panel.weights[series[order]])
+    wanted = (np.arange(len(series)) + 0.5) / len(series) * behind[-1]
+    return np.sort(order[np.searchsorted(behind, wanted)])
+
+
 def blocks(windows: Windows) -> Iterator[Block]:
     """The windows with an observed context and nothing but observed targets, block after block."""
     size = max(BLOCK_BYTES // (8 * (windows.context + windows.horizon)), 1)
@@ -432,12 +451,13 @@ def centre(contexts: Float) -> tuple[Float, Float]:
 def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False) -> Gram:
     """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
     time; `own` keeps the series apart."""
-    length, horizon = windows.context, windows.horizon
+    length, horizon, shares = windows.context, windows.horizon, windows.panel.shares
     maps = len(windows.panel) if own else 1
-    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, horizon)), 0.0, 0
+    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, horizon)), 0.0, 0.0
     for _, series, _, contexts, targets in blocks(windows):
         x, mean = centre(contexts)
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
+        size = size / np.sqrt(shares[series])
         x = x / size[:, None]
         y = (targets - mean[:, None]) / size[:, None]
         cuts = np.flatnonzero(np.diff(series)) + 1 if own else series[:0]  # windows come series by series
@@ -446,7 +466,7 @@ def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: b
             xx[place] += x[begin:end].T @ x[begin:end]
             xy[place] += x[begin:end].T @ y[begin:end]
         yy += float(np.vdot(y, y))
-        count += len(x)
+        count += float(shares[series].sum())
     return Gram(xx, xy, yy, count)
 
 

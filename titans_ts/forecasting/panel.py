@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from .clock import Clock
+from . import calendar
+from .clock import Clock, CountClock
 
 Float: TypeAlias = NDArray[np.float64]
 Int: TypeAlias = NDArray[np.int64]
@@ -29,7 +30,8 @@ class Schema:
     """Which columns of a long frame are covariates, and what the categorical ones hold.
 
     `categories` names the categories that `fit` saw, column by column; a column that is not in it is numeric. It is
-    None until data have told. Behind the door a categorical column is one column of 0 and 1 a category.
+    None until data have told. Behind the door a categorical column is one column of 0 and 1 a category. `calendar`
+    names what is made of the timestamps (`calendar.py`); its columns come behind those of the known covariates.
 
     >>> schema = Schema(known=("price", "day"), categories={"day": ("fri", "sat")})
     >>> schema.width(schema.known), schema.numeric(schema.known).tolist()
@@ -40,11 +42,17 @@ class Schema:
     past: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
     categories: Mapping[str, tuple[Hashable, ...]] | None = None
+    calendar: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns: known, past, static."""
+        """All columns of the data: known, past, static."""
         return self.known + self.past + self.static
+
+    @property
+    def ahead(self) -> int:
+        """How many columns are known ahead: those of the known covariates and of the calendar."""
+        return self.width(self.known) + calendar.width(self.calendar)
 
     def sizes(self, names: Sequence[str]) -> list[int]:
         """How many columns each of these becomes."""
@@ -58,11 +66,17 @@ class Schema:
         """Which of the columns that these become are numbers, and not categories."""
         return np.repeat([name not in (self.categories or {}) for name in names], self.sizes(names))
 
+    @property
+    def moving_numeric(self) -> NDArray[np.bool_]:
+        """Which of the columns that change with time are numbers; those of the calendar are not."""
+        parts = (self.numeric(self.known), np.zeros(calendar.width(self.calendar)), self.numeric(self.past))
+        return np.concatenate(parts).astype(bool)
+
 
 @dataclass(frozen=True, eq=False)
 class Covariates:
-    """The covariates of a panel: those that change with time beside its rows, `[rows, known + past]`, and the static
-    ones beside its series, `[N, static]`; NaN where nothing is known."""
+    """The covariates of a panel: those that change with time beside its rows, `[rows, known + calendar + past]`, and
+    the static ones beside its series, `[N, static]`; NaN where nothing is known."""
 
     moving: Float
     static: Float
@@ -71,12 +85,12 @@ class Covariates:
     @property
     def known(self) -> Float:
         """The columns that are known ahead, `[rows, K]`."""
-        return self.moving[:, : self.schema.width(self.schema.known)]
+        return self.moving[:, : self.schema.ahead]
 
     @property
     def past(self) -> Float:
         """The columns that are known up to the present only, `[rows, P]`."""
-        return self.moving[:, self.schema.width(self.schema.known) :]
+        return self.moving[:, self.schema.ahead :]
 
     def cut(self, rows: Int, series: Int) -> Covariates:
         """Those of these rows and series."""
@@ -96,7 +110,8 @@ class Panel:
     One row is one step of `clock`, NaN where nothing was observed.
 
     `ends` and `phases` place the last row of each series on the clock, so the next timestamp is known without keeping
-    any. `covariates` lie beside the rows, where there are any.
+    any. `covariates` lie beside the rows, where there are any. `weights` `[N]` tell how much each series counts in what
+    all of them share; None: all alike.
     """
 
     values: Float
@@ -106,11 +121,15 @@ class Panel:
     phases: Int
     clock: Clock
     covariates: Covariates | None = None
+    weights: Float | None = None
 
     def __post_init__(self) -> None:
-        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases)}
+        counts = self.ids if self.weights is None else self.weights
+        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases), len(counts)}
         if len(sizes) != 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
-            raise ValueError(f"ids, offsets, ends and phases disagree about the number of series or rows: {sizes}")
+            raise ValueError(
+                f"ids, offsets, ends, phases and weights disagree about the number of series or rows: {sizes}"
+            )
         beside = self.covariates
         if beside is not None and (len(beside.moving), len(beside.static)) != (len(self.values), len(self.ids)):
             raise ValueError(
@@ -140,6 +159,25 @@ class Panel:
     def rows(self) -> Mapping[Hashable, int]:
         """Which row a series id has."""
         return {name: row for row, name in enumerate(self.ids)}
+
+    @property
+    def shares(self) -> Float:
+        """`weights`, and ones where there are none."""
+        return np.ones(len(self.ids)) if self.weights is None else self.weights
+
+    def heard(self) -> Panel:
+        """The series that are learnt from, those whose weight is not 0; the largest weight is 1, and equal ones none.
+
+        >>> from titans_ts.forecasting.door import read
+        >>> panel = replace(read(np.eye(3))[0], weights=np.array([4.0, 0.0, 1.0])).heard()
+        >>> panel.ids, panel.weights.tolist()
+        ((0, 2), [1.0, 0.25])
+        """
+        if self.weights is None:
+            return self
+        positive = self.weights[self.weights > 0]
+        weights = None if (positive == positive[0]).all() else positive / positive.max()
+        return replace(self.select(np.flatnonzero(self.weights > 0)), weights=weights)
 
     def series(self, row: int) -> Float:
         """The values of one series (a view)."""
@@ -180,8 +218,36 @@ class Panel:
         values = np.full(offsets[-1], np.nan)
         rows = spans(offsets[:-1] + missing, self.lengths)
         values[rows] = self.values
-        beside = None if self.covariates is None else self.covariates.spread(rows, len(values))
-        return replace(self, values=values, offsets=offsets, covariates=beside)
+        if self.covariates is None:
+            return replace(self, values=values, offsets=offsets)
+        beside = self.covariates.spread(rows, len(values))
+        led = replace(self, values=values, offsets=offsets, covariates=beside)
+        return led.with_calendar(beside.schema.calendar)
+
+    def with_calendar(self, names: tuple[str, ...]) -> Panel:
+        """The panel with this calendar among its covariates, in place of the one it had.
+
+        >>> from titans_ts.forecasting.door import read
+        >>> days = pd.date_range("2024-01-01", periods=8, freq="D")
+        >>> panel = read(pd.Series(np.arange(8.0), index=days))[0].with_calendar(("weekday",))
+        >>> panel.covariates.known[:, 0].tolist()
+        [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+        """
+        beside = self.covariates
+        if not names and (beside is None or not beside.schema.calendar):
+            return self
+        if isinstance(self.clock, CountClock):
+            raise DataError(
+                f"calendar={names} needs a time axis of dates, and the rows of these series are numbered. "
+                "Fix: pass timestamps or periods (a long frame, or a Series or wide frame with a time index), or leave "
+                "calendar= out."
+            )
+        if beside is None:
+            beside = Covariates(np.empty((len(self.values), 0)), np.empty((len(self), 0)), Schema(categories={}))
+        times = self.clock.times(spans(self.starts, self.lengths), np.repeat(self.phases, self.lengths))
+        own = beside.schema.width(beside.schema.known)
+        moving = np.concatenate([beside.moving[:, :own], calendar.columns(times, names), beside.past], axis=1)
+        return replace(self, covariates=replace(beside, moving=moving, schema=replace(beside.schema, calendar=names)))
 
     def extend(self, new: Panel) -> Panel:
         """The panel after `new` came: rows follow those of the same id, unknown ids become new series at the end.
@@ -232,7 +298,8 @@ class Panel:
         kept = spans(begin, lengths)
         ids = tuple(self.ids[row] for row in rows)
         beside = None if self.covariates is None else self.covariates.cut(kept, rows)
-        return Panel(self.values[kept], offsets_of(lengths), ids, ends, self.phases[rows], self.clock, beside)
+        weights = None if self.weights is None else self.weights[rows]
+        return Panel(self.values[kept], offsets_of(lengths), ids, ends, self.phases[rows], self.clock, beside, weights)
 
 
 def future_times(clock: Clock, ends: Int, phases: Int, horizon: int) -> pd.Index:

@@ -53,9 +53,10 @@ class StreamingForecaster:
         *,
         adapt: bool = True,
         point: Literal["mean", "median"] = "mean",
+        non_negative: bool = False,
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
-        self.adapt, self.point = adapt, point
+        self.adapt, self.point, self.non_negative = adapt, point, non_negative
         members, recent, counts, surprise, own = (part.cpu().numpy().copy() for part in held)
         self._fading = (fading.rates, fading.weights, own, members, recent, counts, surprise)
         shares = [getattr(calibration, name) for name in ("mean", "median", "fading", "head", "width")]
@@ -73,7 +74,8 @@ class StreamingForecaster:
         check_is_fitted(forecaster, "_known")
         require(
             forecaster.covariates_ is None,
-            "a forecaster with covariates has no compiled form: go on with its update() and predict(), or fit without.",
+            "a forecaster with covariates has no compiled form (the calendar is one): go on with its update() and "
+            "predict(), or fit without.",
         )
         model, held = forecaster.model_, forecaster._known.state
         linear = np.zeros((0, model.config.context * model.config.horizon))
@@ -91,6 +93,7 @@ class StreamingForecaster:
             forecaster.levels_,
             adapt=forecaster.adapt and model.config.backbone.writes,
             point=forecaster.point,
+            non_negative=forecaster.non_negative,
         )
 
     def __len__(self) -> int:
@@ -118,6 +121,12 @@ class StreamingForecaster:
         self._take_in(places, numbers)
 
     def _take_in(self, rows: Int, values: Float) -> None:
+        if self.non_negative and (values < 0).any():
+            first = int(np.flatnonzero(values < 0)[0])
+            raise ValueError(
+                f"the value of row {rows[first]} is negative ({values[first]:g}), and non_negative=True promises "
+                "values of 0 and more: correct it, or pass NaN where it is missing."
+            )
         self.model.update(rows, values, self.adapt)
         take_in_some(rows, values, *self._fading)
 
@@ -135,6 +144,8 @@ class StreamingForecaster:
             places, rates, weights, own, members, counts, surprise, self._shares, self._middle, self._table,
             self._habits, scales, points, quantiles,
         )  # fmt: skip
+        if self.non_negative:
+            return Forecast(points, quantiles, self.levels, least=0.0).cut()
         return Forecast(points, quantiles, self.levels)
 
     def panel_state(self) -> PanelState:

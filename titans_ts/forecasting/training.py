@@ -88,12 +88,13 @@ class TrainConfig:
 
 class Rows(NamedTuple):
     """Flat series on the device: `values` float64 with NaN, `starts` and `ends` [N] of each series, `units` [N] the
-    scale in which its errors count."""
+    scale in which its errors count, and `weights` [N] how often they do; None: all alike."""
 
     values: Tensor
     starts: Tensor
     ends: Tensor
     units: Tensor
+    weights: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -191,24 +192,29 @@ def origins_of(
     return row, token[row, place], arrived[row, place]
 
 
-def losses(batch: Batch, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared error of the expected value, and pinball loss of the quantiles around it, both in units of the series.
+def losses(batch: Batch, levels: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Squared error of the expected value, and pinball loss of the quantiles around it, both in units of the series,
+    with these weights of the series; training needs none, for it draws the series by them.
 
     The quantiles learn around a fixed expected value, so that the two losses do not pull at each other.
     """
     dtype = batch.shift.dtype
     known = ~batch.truth.isnan()
+    if weights is not None:
+        known = known * weights[batch.series].unsqueeze(-1).to(dtype)
     left = ((batch.truth - batch.base) / batch.unit.unsqueeze(-1)).nan_to_num().to(dtype)
     ratio = (batch.scale / batch.unit).to(dtype).unsqueeze(-1)
     error = left - ratio * batch.shift
-    count = known.sum().clamp(min=1)
+    count = known.sum().clamp(min=1e-12)
     squared = (error.square() * known).sum() / count
     gap = error.detach().unsqueeze(-1) - ratio.unsqueeze(-1) * batch.offsets
     pinball = (torch.maximum(levels * gap, (levels - 1) * gap) * known.unsqueeze(-1)).sum() / count
     return squared, pinball / len(levels)
 
 
-def confirmed_weight(parts: list[list[Batch]], horizons: float = math.inf) -> float:
+def confirmed_weight(
+    parts: list[list[Batch]], horizons: float = math.inf, series_weights: Tensor | None = None
+) -> float:
     """The share of the correction, between 0 and 1, that the validation rows confirm.
 
     parts: the validation rows in groups, each forecast in one or more ways (from bare contexts, with a memory).
@@ -223,7 +229,7 @@ def confirmed_weight(parts: list[list[Batch]], horizons: float = math.inf) -> fl
     0.25
     """
     weights = [step / 20 for step in range(21)]
-    errors = errors_left(parts, weights)
+    errors = errors_left(parts, weights, series_weights)
     level = errors[0].mean(0).clamp(min=1e-300)
     best, least, doubt_of_all = 0.0, 1.0, DOUBT / max(horizons, 1.0)
     for weight, after in zip(weights[1:], errors[1:], strict=True):
@@ -235,9 +241,10 @@ def confirmed_weight(parts: list[list[Batch]], horizons: float = math.inf) -> fl
     return best
 
 
-def errors_left(parts: list[list[Batch]], weights: Sequence[float]) -> Tensor:
+def errors_left(parts: list[list[Batch]], weights: Sequence[float], series_weights: Tensor | None = None) -> Tensor:
     """Mean squared and absolute error with these shares of the correction, [weight, group, way, 2]; groups and ways
-    without a known value are 0. Of more than `COMPARED` values of one group an even selection counts.
+    without a known value are 0. Of more than `COMPARED` values of one group an even selection counts. Values count as
+    often as the weight of their series says.
 
     >>> one = torch.ones(1, 1)
     >>> errors_left([[Batch(0 * one, one, one[None], one[0], one, *one.expand(3, 1))]], [0.5])
@@ -249,9 +256,10 @@ def errors_left(parts: list[list[Batch]], weights: Sequence[float]) -> Tensor:
         known = (~left.isnan()).flatten().nonzero().squeeze(1)
         known = known[:: max(1, len(known) // COMPARED)]
         step = batch.shift.flatten()[known] * (batch.scale / batch.unit)[known // left.shape[1]]
-        left = left.flatten()[known]
-        sums = [((left - weight * step).square().sum(), (left - weight * step).abs().sum()) for weight in weights]
-        return torch.tensor(sums, dtype=torch.float64) / max(len(known), 1)
+        row, left = known // left.shape[1], left.flatten()[known]
+        counts = torch.ones_like(left) if series_weights is None else series_weights[batch.series[row]].to(left)
+        sums = [[(counts * (left - weight * step).abs() ** power).sum() for power in (2, 1)] for weight in weights]
+        return torch.tensor(sums, dtype=torch.float64) / max(float(counts.sum()), 1e-300)
 
     return torch.stack([torch.stack([errors(batch) for batch in group], 1) for group in parts], 1)
 
@@ -305,7 +313,9 @@ def train(
     peak = config.learning_rate
     if linear is None and checks:
         peak *= FINE
-        sampled = [draw(usable, last, train_ends, length, warm, config.batch, generator) for _ in range(STARTING)]
+        sampled = [
+            draw(usable, last, train_ends, length, warm, config.batch, generator, rows.weights) for _ in range(STARTING)
+        ]
         start_head(model, before, sampled, rows, checks, length)
     average = copy.deepcopy(model)
     best, best_loss, history = copy.deepcopy(model.state_dict()), math.inf, []
@@ -317,12 +327,14 @@ def train(
         if step % REMEMBER == 1:
             memories = remember(average, before, usable, last, length, generator)
         if step % 2 and memories is not None:
-            drawn = torch.randint(len(memories.series), (config.batch,), generator=generator).to(last.device)
+            drawn = any_of(memories, config.batch, generator, rows.weights)
             sequences, size = map_state(lambda part, drawn=drawn: part[drawn], memories), length
         elif step % 4:
-            sequences, size = draw(usable, last, train_ends, length, warm, config.batch, generator), length
+            size = length
+            sequences = draw(usable, last, train_ends, size, warm, config.batch, generator, rows.weights)
         else:
-            sequences, size = draw(usable, last, train_ends, bare, warm, BARE * config.batch, generator), bare
+            size = bare
+            sequences = draw(usable, last, train_ends, size, warm, BARE * config.batch, generator, rows.weights)
             sequences = only_last(sequences, shape.patch)
         model.train()
         batch = forecast_batch(model, linear, before, sequences, size, generator, origins)
@@ -337,7 +349,7 @@ def train(
         if step % every == 0 or step == config.steps or out_of_time:
             if checks:
                 parts = validation_batches(average, linear, rows, checks, length)
-                loss = validation_loss(parts, linear is not None, levels)
+                loss = validation_loss(parts, linear is not None, levels, rows.weights)
                 history.append((step, loss))
                 if loss < best_loss:
                     best, best_loss = copy.deepcopy(average.state_dict()), loss
@@ -357,10 +369,10 @@ def train(
             return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, origins))
     parts = validation_batches(model, linear, rows, checks, length)
     held = (rows.ends - rows.starts - train_ends).double()
-    weight = weight if linear is None else confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon)
-    return Fitted(
-        weight, history, thinned([remembering for _, remembering in parts], min(4 * ORIGINS, max(256, affordable)))
-    )
+    if linear is not None:
+        weight = confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon, rows.weights)
+    most = min(4 * ORIGINS, max(256, affordable))
+    return Fitted(weight, history, thinned([remembering for _, remembering in parts], most))
 
 
 def thinned(batches: list[Batch], most: int) -> Batch:
@@ -387,7 +399,7 @@ def start_head(
     model.eval()
     gram = head_gram(model, before, drawn, length)
     weights = solve(gram.xx[0], gram.xy[0], PENALTIES)
-    penalty, _ = choose_penalty(weights, PENALTIES, head_gram(model, rows, checks, length))
+    penalty, _ = choose_penalty(weights, PENALTIES, head_gram(model, rows, checks, length, rows.weights))
     best = weights[PENALTIES.index(penalty)]
     rank = min(model.config.rank, best.shape[1])
     directions = np.linalg.eigh(best.T @ gram.xx[0] @ best)[1][:, -rank:]
@@ -398,8 +410,11 @@ def start_head(
     narrow[:rank], far[:, :rank] = balance * into, out / balance
 
 
-def head_gram(model: TimeSeriesModel, rows: Rows, sequences: list[Sequences], length: int) -> Gram:
-    """Sums for the ridge map from the last tokens' outputs to the values after them, in units of each series."""
+def head_gram(
+    model: TimeSeriesModel, rows: Rows, sequences: list[Sequences], length: int, weights: Tensor | None = None
+) -> Gram:
+    """Sums for the ridge map from the last tokens' outputs to the values after them, in units of each series, times
+    these weights of the series, if they were not drawn by them."""
     config = model.config
     ahead, size = config.horizon + config.patch, config.num_tokens * config.backbone.dim
     xx, xy, yy, count = np.zeros((1, size, size)), np.zeros((1, size, ahead)), 0.0, 0
@@ -410,6 +425,8 @@ def head_gram(model: TimeSeriesModel, rows: Rows, sequences: list[Sequences], le
         tokens, level, scale = model.present(*model.seen_at(values, state, encoded, row, token, arrived))
         truth = windows_at(values, row, token * config.patch + ahead, ahead)
         unit = rows.units[some.series[row]].unsqueeze(-1)
+        if weights is not None:
+            unit = unit / weights[some.series[row]].sqrt().unsqueeze(-1)
         whole = ~truth.isnan().any(1)
         x = (tokens.flatten(1).double() * (scale.unsqueeze(-1) / unit))[whole].cpu().numpy()
         y = ((truth - level.unsqueeze(-1)) / unit)[whole].cpu().numpy()
@@ -420,14 +437,31 @@ def head_gram(model: TimeSeriesModel, rows: Rows, sequences: list[Sequences], le
     return Gram(xx, xy, yy, count)
 
 
+def any_of(sequences: Sequences, count: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
+    """Which of the sequences to take, [count], at random and by these weights of their series."""
+    if weights is None:
+        drawn = torch.randint(len(sequences.series), (count,), generator=generator)
+    else:
+        drawn = torch.multinomial(weights[sequences.series].cpu(), count, replacement=True, generator=generator)
+    return drawn.to(sequences.series.device)
+
+
 def draw(
-    usable: Tensor, last: Tensor, ends: Tensor, length: int, warm: int, count: int, generator: torch.Generator
+    usable: Tensor,
+    last: Tensor,
+    ends: Tensor,
+    length: int,
+    warm: int,
+    count: int,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
 ) -> Sequences:
-    """Random sequences that begin without a memory, series in proportion to their rows.
+    """Random sequences that begin without a memory, series in proportion to their rows, times these weights.
 
     Their forecasts count once the head's tokens are all there, or from the middle of a shorter sequence on.
     """
-    series = usable[torch.multinomial(last[usable].double().cpu(), count, replacement=True, generator=generator)]
+    chances = last[usable].double() if weights is None else last[usable] * weights[usable]
+    series = usable[torch.multinomial(chances.cpu(), count, replacement=True, generator=generator)]
     share = torch.rand(count, generator=generator, dtype=torch.float64).to(last.device)
     begin = (share * ((last[series] - length).clamp(min=0) + 1)).long()
     end = torch.minimum(begin + length, ends[series] - 1)
@@ -478,16 +512,19 @@ def move_average(average: TimeSeriesModel, model: TimeSeriesModel, decay: float)
             kept.lerp_(new, 1 - decay)
 
 
-def validation_loss(parts: list[list[Batch]], shrink: bool, levels: Tensor) -> float:
+def validation_loss(
+    parts: list[list[Batch]], shrink: bool, levels: Tensor, series_weights: Tensor | None = None
+) -> float:
     """Squared error and pinball loss of the validation rows, with the correction at its confirmed weight if it may
     shrink."""
-    weight = confirmed_weight(parts) if shrink else 1.0
+    weight = confirmed_weight(parts, series_weights=series_weights) if shrink else 1.0
     total = count = 0.0
     for batch in chain(*parts):
-        squared, pinball = losses(batch._replace(shift=weight * batch.shift), levels)
-        total += float(squared + pinball) * len(batch.truth)
-        count += len(batch.truth)
-    return total / max(count, 1.0)
+        squared, pinball = losses(batch._replace(shift=weight * batch.shift), levels, series_weights)
+        size = len(batch.truth) if series_weights is None else float(series_weights[batch.series].sum())
+        total += float(squared + pinball) * size
+        count += size
+    return total / max(count, 1e-12)
 
 
 @torch.no_grad()
