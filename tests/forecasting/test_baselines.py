@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,15 @@ from titans_ts.forecasting.baselines import Ridge, SeasonalNaive, validation_end
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.linear import (
     PENALTIES,
+    Trials,
     apply_linear,
     blocks,
     draw,
     fit_linear,
+    places,
     series_scales,
     solve,
+    surely_less,
     windows_between,
 )
 from titans_ts.forecasting.metrics import evaluate, weighted_quantile_loss
@@ -310,6 +314,32 @@ def test_validation_takes_single_maps_where_series_differ_and_the_shared_one_whe
     assert fit_linear(panel, 8, 4, train_ends=ends, poolings=(np.inf, 1.0)).pooling == 1.0
     alike = read(np.sin(np.arange(60)[:, None] * 0.9 + np.arange(12)) + np.random.default_rng(0).normal(size=(60, 12)))
     assert fit_linear(alike[0], 8, 4, train_ends=np.full(12, 40), poolings=(np.inf, 0.1)).ids == ()
+
+
+def test_a_series_without_windows_has_the_shared_map():
+    panel = two_worlds()
+    rows = [*(panel.series(row) for row in range(4)), np.arange(5.0)]
+    short = read(
+        pd.concat([pd.DataFrame({"unique_id": i, "ds": np.arange(len(y)), "y": y}) for i, y in enumerate(rows)])
+    )[0]
+    path = fit_linear(short, 8, 2, poolings=(0.1,))
+    np.testing.assert_allclose(path.weights[5], path.weights[0], rtol=1e-9, atol=1e-12)
+
+
+def test_another_way_to_fit_is_taken_only_where_it_is_surely_better():
+    steady, lucky = np.full(8, 1.0), np.array([0.2, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1, 1.1])
+    assert surely_less(np.full(8, 0.9), steady)
+    assert not surely_less(np.full(8, 0.9995), steady)  # by less than a thousandth
+    assert not surely_less(lucky, steady)  # on average, but in one group of eight
+    assert not surely_less(np.zeros(0), np.zeros(0))  # nothing was judged
+    panel = two_worlds()
+    trials = Trials(
+        windows_between(panel, 8, 2, panel.lengths - 90, panel.lengths), np.ones(4), panel.lengths - 90, 10.0
+    )
+    assert np.ptp(np.bincount(trials.group, minlength=8)) <= 1
+    rows = places(trials.windows)[1]
+    for before, after in pairwise(range(8)):  # groups follow each other in time
+        assert rows[trials.group == before].max() <= rows[trials.group == after].min()
 
 
 def test_every_row_is_forecast_by_its_own_map():

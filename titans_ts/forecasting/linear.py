@@ -206,8 +206,9 @@ def with_own_maps(path: LinearPath, gram: Gram, pooling: float, panel: Panel) ->
 
 def pooled(gram: Gram, pooling: float, shares: Float) -> tuple[Float, Float]:
     """`X'X` and `X'Y` of every series by itself, with `pooling` times those of an average series added, the average
-    over series as often as their `shares` `[N]` say."""
-    share = pooling / (shares[np.einsum("nll->n", gram.xx) > 0].sum() or 1.0)
+    over series as often as their `shares` `[N]` say; those of all where a series has no window."""
+    seen = np.einsum("nll->n", gram.xx) > 0
+    share = np.where(seen, pooling / (shares[seen].sum() or 1.0), 1.0)[:, None, None]
     xx, xy = (part / shares[:, None, None] + share * part.sum(0) for part in (gram.xx, gram.xy))
     return xx, xy
 
