@@ -318,11 +318,9 @@ def test_validation_takes_single_maps_where_series_differ_and_the_shared_one_whe
 
 def test_a_series_without_windows_has_the_shared_map():
     panel = two_worlds()
-    rows = [*(panel.series(row) for row in range(4)), np.arange(5.0)]
-    short = read(
-        pd.concat([pd.DataFrame({"unique_id": i, "ds": np.arange(len(y)), "y": y}) for i, y in enumerate(rows)])
-    )[0]
-    path = fit_linear(short, 8, 2, poolings=(0.1,))
+    rows = [*(panel.series(row) for row in range(4)), np.arange(2.0)]
+    frames = [pd.DataFrame({"unique_id": i, "ds": np.arange(len(y)), "y": y}) for i, y in enumerate(rows)]
+    path = fit_linear(read(pd.concat(frames))[0], 8, 2, poolings=(0.1,))
     np.testing.assert_allclose(path.weights[5], path.weights[0], rtol=1e-9, atol=1e-12)
 
 
