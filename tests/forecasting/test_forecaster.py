@@ -770,6 +770,23 @@ def test_validation_groups_hold_every_sequence_once_in_the_order_of_time():
     assert seen == sorted(zip(checks.series.tolist(), checks.first.tolist(), strict=True))
 
 
+def test_bare_contexts_end_where_forecasts_begin_and_bring_one_forecast_each():
+    model = fitted().model_
+    rows = rows_of(*(np.random.default_rng(place).normal(size=n) for place, n in enumerate((400, 300))))
+    patch, size = model.config.patch, -(-model.config.context // model.config.patch) * model.config.patch
+    checks = validation_sequences(rows, torch.tensor([200, 100]), 2 * size, patch)
+    bare = training.bare_contexts(checks, size, patch)
+    assert (bare.end - bare.begin == size).all()
+    for series, first, end in zip(checks.series, checks.first, checks.end, strict=True):
+        inside = (bare.series == series) & (bare.end >= first) & (bare.end <= end)
+        assert end in bare.end[inside]
+    assert (bare.first == bare.begin + size).all()
+    with torch.no_grad():
+        batch = forecast_batch(model, None, rows, bare, size, torch.Generator().manual_seed(0))
+    assert len(batch.truth) == (bare.end < (rows.ends - rows.starts)[bare.series]).sum()
+    assert bare.state is None
+
+
 def rows_of(*series):
     values = torch.from_numpy(np.concatenate(series))
     ends = torch.tensor([len(one) for one in series]).cumsum(0)
