@@ -332,6 +332,25 @@ def memory(
 
 
 @benchmark.command()
+def length(
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Lengths, repeatable; default: 1k, 4k, 16k, 64k and 256k.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="File for the picture, such as length.png.")] = None,
+) -> None:
+    """Time and memory against the length: the neural memory beside softmax attention, one thread."""
+    from .benchmark.length import LENGTHS, draw_length, run_length
+    from .benchmark.runs import write_json
+
+    result = run_length(tuple(tokens or LENGTHS), typer.echo)
+    if out is not None:
+        write_json(result, out / "length.json")
+    if picture is not None:
+        draw_length(result, picture)
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),
