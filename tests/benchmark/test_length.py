@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from titans_ts.benchmark import length
@@ -31,6 +33,29 @@ def test_the_operations_of_a_memory_grow_with_the_length(side, passes):
     short, middle, long = (operations(side, passes, tokens) for tokens in (1024, 2048, 4096))
     assert middle - short > 0
     assert long - middle == 2 * (middle - short)
+
+
+class Written(TorchDispatchMode):
+    """Counts the numbers that operations write."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.count += sum(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))
+        return out
+
+
+@pytest.mark.parametrize("side", MEMORIES)
+def test_what_a_memory_writes_forward_and_backward_grows_with_the_length(side):
+    """The gradient of a slice is as long as what it was cut from: one for every chunk would be quadratic."""
+    module, written = layer(side, 16, 2), []
+    for tokens in (8192, 16_384, 32_768):
+        with Written() as counter:
+            module(torch.randn(1, tokens, 16)).sum().backward()
+        written.append(counter.count)
+    short, middle, long = written
+    assert long - middle < 2.02 * (middle - short)
 
 
 def test_the_operations_of_attention_grow_with_the_square_of_the_length():
