@@ -351,6 +351,20 @@ def length(
 
 
 @benchmark.command()
+def conformance(
+    tokens: Annotated[int, typer.Option(help="Tokens of the long check; 0 leaves it out.")] = 100_000,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """The laws of a streaming memory, on this package and on those peers that are installed."""
+    from .benchmark.conformance import run_conformance
+    from .benchmark.runs import write_json
+
+    result = run_conformance(tokens, typer.echo)
+    if out is not None:
+        write_json(result, out / "conformance.json")
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),

@@ -285,6 +285,27 @@ def length(folder: Path) -> str:
     return markdown(["layer", "pass", *(f"{tokens:,} tokens" for tokens in lengths)], rows)
 
 
+def conformance(folder: Path) -> str:
+    """The laws: a row an implementation and its settings, a column a law; what fails says by how much, or how."""
+    run = json.loads((folder / "conformance.json").read_text(encoding="utf-8"))
+
+    def cell(found: dict[str, Any]) -> str:
+        if found["holds"] is None:
+            return "-"
+        if found["holds"]:
+            return "yes"
+        if found["check"] == "gradients everywhere" and found["number"] is not None:
+            return f"no: {found['number']} {found['words'].split(' without')[0]}"
+        return f"no: {found['words'].split(':')[0] if found['number'] is None else format(found['number'], '.2g')}"
+
+    head = ["implementation", "version", "settings", *(found["check"] for found in run["rows"][0]["findings"])]
+    rows = [
+        [row["name"], row["version"], row["settings"], *(cell(found) for found in row["findings"])]
+        for row in run["rows"]
+    ]
+    return markdown(head, rows)
+
+
 def two_million(folder: Path) -> str:
     """Two million tokens streamed: time and resident memory of the first and the last tenth, and the largest state."""
     path = folder.parent / "long" / "results" / "two_million.json"
@@ -318,6 +339,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "memory": memory,
     "length": length,
     "two_million": two_million,
+    "conformance": conformance,
     "stream": stream,
     "prices": prices,
 }
