@@ -365,6 +365,19 @@ def conformance(
 
 
 @benchmark.command()
+def compiled(
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """The memory and a backbone under `torch.compile`, beside eager; needs a C++ compiler."""
+    from .benchmark.compiled import run_compiled
+    from .benchmark.runs import write_json
+
+    result = run_compiled(say=typer.echo)
+    if out is not None:
+        write_json(result, out / "compiled.json")
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),

@@ -306,6 +306,18 @@ def conformance(folder: Path) -> str:
     return markdown(head, rows)
 
 
+def compiled(folder: Path) -> str:
+    """`torch.compile` beside eager: CPU microseconds a token."""
+    run = json.loads((folder / "compiled.json").read_text(encoding="utf-8"))
+    head = ["module", "forward, us/token: eager", "compiled", "forward + backward: eager", "compiled"]
+    head += ["compiling, CPU s"]
+    rows = []
+    for row in run["rows"]:
+        numbers = [row[f"{name}_{side}_us"] for name in ("forward", "both") for side in ("eager", "compiled")]
+        rows.append([row["name"], *(f"{number:.1f}" for number in numbers), f"{row['compiling_s']:.0f}"])
+    return markdown(head, rows)
+
+
 def two_million(folder: Path) -> str:
     """Two million tokens streamed: time and resident memory of the first and the last tenth, and the largest state."""
     path = folder.parent / "long" / "results" / "two_million.json"
@@ -340,6 +352,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "length": length,
     "two_million": two_million,
     "conformance": conformance,
+    "compiled": compiled,
     "stream": stream,
     "prices": prices,
 }
