@@ -80,7 +80,7 @@ def preset(name: str, variant: Variant = "lmm", **changes: Any) -> BackboneConfi
     return replace(BackboneConfig(memory=memory, variant=variant, **sizes), **changes)
 
 
-# Blocks, width and heads of the paper's language models (camera-ready, table 5), by the size it names them by. The width
+# Blocks, width and heads of the paper's language models (camera-ready, table 5), by the size that names them. The width
 # of the feed-forward layers is left open there: here it makes the "lmm" wiring and its embedding as large as the name.
 VOCABULARY = 32_000
 LANGUAGE: dict[str, dict[str, Any]] = {
