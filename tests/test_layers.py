@@ -16,7 +16,8 @@ LAYERS = {
     "data": set(),
     "models": {"core"},
     "forecasting": {"core", "models", "data"},
-    "benchmark": {"core", "models", "data", "forecasting"},
+    "conformance": set(),
+    "benchmark": {"core", "models", "data", "forecasting", "conformance"},
     "cli": {"core", "models", "data", "forecasting", "benchmark"},
 }
 KERNEL_LANGUAGES = {"numba", "triton"}

@@ -339,6 +339,52 @@ def memory(
 
 
 @benchmark.command()
+def length(
+    tokens: Annotated[
+        list[int] | None, typer.Option(help="Lengths, repeatable; default: 1k, 4k, 16k, 64k and 256k.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="File for the picture, such as length.png.")] = None,
+) -> None:
+    """Time and memory against the length: the neural memory beside softmax attention, one thread."""
+    from .benchmark.length import LENGTHS, draw_length, run_length
+    from .benchmark.runs import write_json
+
+    result = run_length(tuple(tokens or LENGTHS), typer.echo)
+    if out is not None:
+        write_json(result, out / "length.json")
+    if picture is not None:
+        draw_length(result, picture)
+
+
+@benchmark.command()
+def conformance(
+    tokens: Annotated[int, typer.Option(help="Tokens of the long check; 0 leaves it out.")] = 100_000,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """The laws of a streaming memory, on this package and on those peers that are installed."""
+    from .benchmark.conformance import run_conformance
+    from .benchmark.runs import write_json
+
+    result = run_conformance(tokens, typer.echo)
+    if out is not None:
+        write_json(result, out / "conformance.json")
+
+
+@benchmark.command()
+def compiled(
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """The memory and a backbone under `torch.compile`, beside eager; needs a C++ compiler."""
+    from .benchmark.compiled import run_compiled
+    from .benchmark.runs import write_json
+
+    result = run_compiled(say=typer.echo)
+    if out is not None:
+        write_json(result, out / "compiled.json")
+
+
+@benchmark.command()
 def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),

@@ -188,29 +188,42 @@ def cpu_seconds(run: Callable[[], object]) -> float:
     return min(taken)
 
 
+def held_mib(name: str) -> float:
+    """What this process holds now ("VmRSS") or has held at most ("VmHWM"), in MiB (Linux; elsewhere not a number).
+
+    >>> held_mib("VmRSS") > 0 or not Path("/proc/self/status").exists()
+    True
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def give_back() -> None:
+    """Hand what is freed but kept by the allocator back to the system, where it can be asked to (glibc).
+
+    >>> give_back()
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Peak:
     """How far the memory of this process has risen since this was made, in MiB (Linux; elsewhere not a number)."""
 
     def __init__(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier calls have freed is to count when it is used again
-        self.before = self._read("VmRSS")
+        give_back()  # what earlier calls have freed is to count when it is used again
+        self.before = held_mib("VmRSS")
         try:
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
         except OSError:
-            self.before = self._read("VmHWM")
+            self.before = held_mib("VmHWM")
 
     def rise(self) -> float:
         """The highest so far."""
-        return self._read("VmHWM") - self.before
-
-    @staticmethod
-    def _read(name: str) -> float:
-        try:
-            lines = Path("/proc/self/status").read_text().splitlines()
-        except OSError:
-            return float("nan")
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+        return held_mib("VmHWM") - self.before
 
 
 def measure(case: Case, side: str) -> dict[str, float]:

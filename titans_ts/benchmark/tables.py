@@ -282,6 +282,78 @@ def prices(folder: Path) -> str:
     return markdown(head, rows)
 
 
+def length(folder: Path) -> str:
+    """Time and memory against the length: a row a side and pass, a column a length; what was not measured is said."""
+    run = json.loads((folder / "length.json").read_text(encoding="utf-8"))
+    lengths = sorted({row["tokens"] for row in run["rows"]})
+    found = {(row["side"], row["passes"], row["tokens"]): row for row in run["rows"]}
+    rows = []
+    for side, passes in dict.fromkeys(key[:2] for key in found):
+        points = [found[side, passes, tokens] for tokens in lengths]
+        cells = [
+            "not measured" if "skipped" in each else f"{each['seconds']:.3g} s, {each['mib']:,.0f} MiB"
+            for each in points
+        ]
+        rows.append([side, {"both": "forward + backward"}.get(passes, passes), *cells])
+    return markdown(["layer", "pass", *(f"{tokens:,} tokens" for tokens in lengths)], rows)
+
+
+def conformance(folder: Path) -> str:
+    """The laws: a row an implementation and its settings, a column a law; what fails says by how much, or how."""
+    run = json.loads((folder / "conformance.json").read_text(encoding="utf-8"))
+
+    def cell(found: dict[str, Any]) -> str:
+        if found["holds"] is None:
+            return "-"
+        if found["holds"]:
+            return "yes"
+        if found["check"] == "gradients everywhere" and found["number"] is not None:
+            return f"no: {found['number']} {found['words'].split(' without')[0]}"
+        return f"no: {found['words'].split(':')[0] if found['number'] is None else format(found['number'], '.2g')}"
+
+    head = ["implementation", "version", "settings", *(found["check"] for found in run["rows"][0]["findings"])]
+    rows = [
+        [row["name"], row["version"], row["settings"], *(cell(found) for found in row["findings"])]
+        for row in run["rows"]
+    ]
+    return markdown(head, rows)
+
+
+def compiled(folder: Path) -> str:
+    """`torch.compile` beside eager: CPU microseconds a token."""
+    run = json.loads((folder / "compiled.json").read_text(encoding="utf-8"))
+    head = ["module", "forward, us/token: eager", "compiled", "forward + backward: eager", "compiled"]
+    head += ["compiling, CPU s"]
+    rows = []
+    for row in run["rows"]:
+        numbers = [row[f"{name}_{side}_us"] for name in ("forward", "both") for side in ("eager", "compiled")]
+        rows.append([row["name"], *(f"{number:.1f}" for number in numbers), f"{row['compiling_s']:.0f}"])
+    return markdown(head, rows)
+
+
+def two_million(folder: Path) -> str:
+    """Two million tokens streamed: time and resident memory of the first and the last tenth, and the largest state."""
+    path = folder.parent / "long" / "results" / "two_million.json"
+    head = [
+        "case",
+        "tokens",
+        "us a position: first tenth",
+        "last tenth",
+        "resident MiB: first tenth",
+        "most afterwards",
+    ]
+    head += ["largest state: second tenth", "last tenth", "CPU s"]
+    rows = []
+    for name, run in json.loads(path.read_text(encoding="utf-8")).items():
+        micros, resident = run["microseconds a position by tenth"], run["resident memory by tenth, MiB"]
+        state = run["largest state by tenth"]
+        times = [f"{micros[0]:.1f}", f"{micros[-1]:.1f}", f"{resident[0]:.1f}", f"{max(resident[1:]):.1f}"]
+        rows.append(
+            [name, f"{run['tokens']:,}", *times, f"{state[1]:.2f}", f"{state[-1]:.2f}", str(run["CPU seconds"])]
+        )
+    return markdown(head, rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
     "ltsf": ltsf,
@@ -290,6 +362,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "recall": recall,
     "panels": panels,
     "memory": memory,
+    "length": length,
+    "two_million": two_million,
+    "conformance": conformance,
+    "compiled": compiled,
     "stream": stream,
     "prices": prices,
 }

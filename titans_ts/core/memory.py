@@ -15,6 +15,7 @@ from .layers import CausalConv, RMSNorm
 from .networks import layer_shapes, recall
 from .ops.backends import OPS, choose, rule_of
 from .ops.contract import Tokens
+from .ops.opaque import opaque
 from .state import MemoryState, map_state
 
 # What an untrained memory does: it forgets a thousandth a token (half-life 700 tokens) and averages its surprise over
@@ -73,7 +74,9 @@ class NeuralMemory(nn.Module):
         self.gates = nn.Linear(dim, 3 * heads * self.num_gates)
         share = STEP
         if not config.exact:
-            largest = largest_step(torch.tensor(MOMENTUM)).item() / (1 - MOMENTUM) if config.momentum else 0.5
+            largest = (
+                largest_step(torch.tensor(MOMENTUM, device="cpu")).item() / (1 - MOMENTUM) if config.momentum else 0.5
+            )
             share = min(STEP, (config.step_budget or 0.5) / config.chunk / largest)
         with torch.no_grad():
             self.gates.weight.mul_(0.1)
@@ -161,7 +164,11 @@ class NeuralMemory(nn.Module):
                 observed=observed,
                 lengths=lengths,
             )
-            read, state = OPS[choose(self.config)](state, tokens, rule_of(self.config))
+            name, rule = choose(self.config), rule_of(self.config)
+            if torch.compiler.is_compiling():
+                read, state = opaque(name, state, tokens, rule)
+            else:
+                read, state = OPS[name](state, tokens, rule)
         y = self.finish(read.to(x.dtype), x)
         return y, state._replace(recent=recent.to(state.recent.dtype))
 

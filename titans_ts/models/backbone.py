@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..core.layers import RMSNorm, SwiGLU
 from .blocks import BLOCKS
@@ -61,10 +62,18 @@ class Backbone(nn.Module):
         if x.shape[1] == 0:
             return x, state
         new = []
-        layers = zip(self.mixers, self.mixer_norms, self.feeds, self.feed_norms, state, strict=True)
-        for mixer, mixer_norm, feed, feed_norm, part in layers:
-            mixed, part = mixer(mixer_norm(x), part, observed, lengths)
-            x = x + self.dropout(mixed)
-            x = x + self.dropout(feed(feed_norm(x)))
+        again = self.config.checkpoint and torch.is_grad_enabled()
+        for place, part in enumerate(state):
+            if again:
+                x, part = checkpoint(self._block, place, x, part, observed, lengths, use_reentrant=False)
+            else:
+                x, part = self._block(place, x, part, observed, lengths)
             new.append(part)
         return x, tuple(new)
+
+    def _block(
+        self, place: int, x: Tensor, state: Any, observed: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Any]:
+        mixed, state = self.mixers[place](self.mixer_norms[place](x), state, observed, lengths)
+        x = x + self.dropout(mixed)
+        return x + self.dropout(self.feeds[place](self.feed_norms[place](x))), state

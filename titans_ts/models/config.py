@@ -27,6 +27,8 @@ class BackboneConfig:
     dropout: share of every block's output that is dropped in training.
     residual_init: factor on the last projections of every block and of the head at the start. At 0 the blocks begin
         silent and the model linear, which overfits a small panel later; 1 learns sooner where only the memory can help.
+    checkpoint: keep only what goes into each block in training, and compute the block again in the backward pass:
+        the same gradients, less memory, a forward pass more.
 
     >>> BackboneConfig(variant="mag").memory.dim
     64
@@ -43,6 +45,7 @@ class BackboneConfig:
     expansion: float = 2.0
     dropout: float = 0.2
     residual_init: float = 0.0
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         require(self.variant in VARIANTS, f"variant={self.variant!r} must be one of {', '.join(VARIANTS)}.")
@@ -75,6 +78,35 @@ def preset(name: str, variant: Variant = "lmm", **changes: Any) -> BackboneConfi
     sizes = PRESETS[name]
     memory = MemoryConfig(dim=sizes["dim"], heads=2, depth=1, persistent=4)
     return replace(BackboneConfig(memory=memory, variant=variant, **sizes), **changes)
+
+
+# Blocks, width and heads of the paper's language models (camera-ready, table 5), by the size that names them. The width
+# of the feed-forward layers is left open there: here it makes the "lmm" wiring and its embedding as large as the name.
+VOCABULARY = 32_000
+LANGUAGE: dict[str, dict[str, Any]] = {
+    "170m": {"dim": 768, "depth": 12, "heads": 16, "expansion": 4.9375},
+    "340m": {"dim": 1024, "depth": 24, "heads": 16, "expansion": 2.1875},
+    "760m": {"dim": 1536, "depth": 24, "heads": 16, "expansion": 2.3125},
+}
+
+
+def language_preset(name: str, variant: Variant = "lmm", **changes: Any) -> BackboneConfig:
+    """The backbone of a language model of the paper's sizes: "170m", "340m" or "760m"; `changes` replace single fields.
+
+    Memory of two layers in chunks of 16, 128 persistent tokens, a window of 2,048 and segments of 512, as in the
+    paper. The name counts the blocks of "lmm" and one embedding of `VOCABULARY` times `dim`, shared between input and
+    output, which is the language model's and not the backbone's; the wirings with attention are larger by that.
+
+    >>> language_preset("340m", "mag").window
+    2048
+    """
+    require(name in LANGUAGE, f"preset {name!r} does not exist: there are {', '.join(LANGUAGE)}.")
+    sizes = LANGUAGE[name]
+    memory = MemoryConfig(dim=sizes["dim"], heads=sizes["heads"], depth=2, chunk=16, persistent=128)
+    language = BackboneConfig(
+        memory=memory, variant=variant, window=2048, segment=512, dropout=0.0, residual_init=1.0, **sizes
+    )
+    return replace(language, **changes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

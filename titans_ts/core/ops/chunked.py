@@ -6,6 +6,7 @@ a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and 
 B row, H head, T time, C token of the chunk, N chunk, R row and head together, K key, V value, G gate.
 """
 
+from dataclasses import replace
 from itertools import groupby
 
 import torch
@@ -39,8 +40,9 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     time = tokens.keys.shape[2]
     steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
     reads = []
-    for run in runs(steps, rule.chunk, max(1, SPAN // (rule.chunk * state.offset.shape[0]))):
-        read, state = one_run(state, tokens, rule, run)
+    found = runs(steps, rule.chunk, max(1, SPAN // (rule.chunk * state.offset.shape[0])))
+    for part, run in apart(tokens, found):
+        read, state = one_run(state, part, rule, run)
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
@@ -60,6 +62,31 @@ def runs(steps: list[Piece], size: int, longest: int) -> list[list[Piece]]:
         run = list(group)
         length = longest if whole else 1
         out += [run[i : i + length] for i in range(0, len(run), length)]
+    return out
+
+
+def apart(tokens: Tokens, found: list[list[Piece]]) -> list[tuple[Tokens, list[Piece]]]:
+    """Every run with its own tokens, and its steps counted from the first of these.
+
+    The gradient of one split is one concatenation. That of a slice is as long as all tokens, and one for every run
+    would make the backward pass quadratic in the length. Where rows are at clocks of their own, runs share the tokens.
+
+    >>> x = torch.zeros(1, 1, 6, 1)
+    >>> found = [[Piece(0, 2, None, 0)], [Piece(2, 4, None, 1)]]
+    >>> [(part.keys.shape[2], run[0].start) for part, run in apart(Tokens(x, x, x, x), found)]
+    [(2, 0), (4, 0)]
+    """
+    if len(found) < 2 or found[0][0].count is not None:
+        return [(tokens, run) for run in found]
+    sizes = [sum(step.width for step in run) for run in found]
+    fields = [
+        [None] * len(found) if x is None else x.split(sizes, 1 if name == "observed" else 2)
+        for name, x in zip(Tokens._fields[:-1], tokens[:-1], strict=True)
+    ]
+    out = []
+    for run, *parts in zip(found, *fields, strict=True):
+        first = run[0].start
+        out.append((Tokens(*parts), [replace(step, start=step.start - first) for step in run]))
     return out
 
 
@@ -175,12 +202,15 @@ def gates_of(
     """
     shape = rate.shape[:3]
 
-    def apart(x: Tensor) -> Tensor:
+    def rows_apart(x: Tensor) -> Tensor:
         return x.reshape(-1, shape[2] // rows, x.shape[-1])
 
     mask = None if written is None else written.expand(shape[0], *written.shape).flatten(0, 2)
     found = coefficients(
-        apart(rate), None if eta is None else apart(eta), None if alpha is None else apart(alpha), mask
+        rows_apart(rate),
+        None if eta is None else rows_apart(eta),
+        None if alpha is None else rows_apart(alpha),
+        mask,
     )
     keep, carry, mix, fade, trail = (None if x is None else x.reshape(*shape, *x.shape[2:]) for x in found)
     assert keep is not None

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..networks import output_delta
 
@@ -245,16 +246,18 @@ class Dual(torch.autograd.Function):
             else [x.clone() for x in momentum]
         )
         if saving:
-            ctx.form, ctx.gates, ctx.tape, ctx.batch = form, gates, tape, batch
-            ctx.save_for_backward(queries, keys, values, *anchor)
+            # Saved as tensors and not on the context itself: whoever checkpoints drops what is saved, and nothing else.
+            flat, ctx.layout = tree_flatten((gates, tape, [queries, keys, values, *anchor]))
+            ctx.form, ctx.batch = form, batch
+            ctx.save_for_backward(*flat)
         return (out, *moved, *pushed, *start)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Batch by batch from the last: the queries, then chunk by chunk the update and the key pass."""
-        form, gates, tape, batch = ctx.form, ctx.gates, ctx.tape, ctx.batch
-        queries, keys, values, *anchor = ctx.saved_tensors
+        form, batch = ctx.form, ctx.batch
+        gates, tape, (queries, keys, values, *anchor) = tree_unflatten(ctx.saved_tensors, ctx.layout)
         return (None, *_gradient(form, gates, tape, batch, queries, keys, values, anchor, grads))
 
 
