@@ -73,7 +73,7 @@ _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
 LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates", "calendar")  # parameters of names
-POOLINGS = (math.inf, 8.0, 2.0, 0.5, 0.1)  # how strongly the linear maps of single series are drawn to the shared one
+POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
 BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
 
