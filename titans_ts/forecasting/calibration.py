@@ -23,7 +23,7 @@ UNDECIDED = 0.5  # their share before anything was validated
 DOUBT = 0.2
 PARTS = (0.0, 0.5)  # of the head's quantiles: it is silent where a window stands still, and may not speak alone
 LEAST = 0.5  # of the mean unit of a series is the least that one of its windows has: calm does not last
-OWN = 1.0  # horizons of a series' own errors that say as much about their size as the errors of all series do
+OWN = 1.0  # horizons behind the first whose errors say as much about a series as those of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
 ENOUGH = 50.0  # windows that say as much about the errors of one step as those of all steps together do
@@ -251,7 +251,7 @@ def means_of(values: Float, series: Int, count: int) -> Float:
 
 def own_sizes(errors: Float, series: Int, count: int, horizons: float) -> Float:
     """How large the errors `[W, F]` of every series are, relative to those of all, `[N]`; the fewer `horizons` were
-    validated, the nearer to 1."""
+    validated, the nearer to 1. One says nothing: whether a series is restless, or only was so then."""
     sizes, seen = np.abs(errors), np.isfinite(errors)
     steps = np.where(seen, sizes, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
     relative = np.where(seen, sizes / np.where(steps > 0, steps, 1.0), 0.0).sum(1) / np.maximum(seen.sum(1), 1)
@@ -260,7 +260,7 @@ def own_sizes(errors: Float, series: Int, count: int, horizons: float) -> Float:
     if not whole > 0:
         return np.ones(count)
     own = np.where(windows > 0, np.maximum(means_of(relative, series, count) / whole, 1e-3), 1.0)
-    weight = np.minimum(windows, max(horizons, 1.0))
+    weight = np.maximum(np.minimum(windows, horizons) - 1, 0)
     result: Float = own ** (weight / (weight + OWN))
     return result
 
