@@ -249,8 +249,8 @@ class Trials:
     together, relative to those of the first path ever judged.
 
     The first of them is left only for one that gains more than `INDIFFERENCE`, and more than `SURE` standard errors of
-    the gain over `GROUPS` groups of windows: stretches of time, or of series where all end at once. What looks best on
-    a few weeks often only suits these weeks.
+    the gain over `GROUPS` groups of windows (stretches of time, or of series where all end at once); of several such
+    for that with the least loss. What looks best on a few weeks often only suits these weeks.
     """
 
     def __init__(self, windows: Windows, scales: Float, ends: Int, horizons: float) -> None:
@@ -264,13 +264,15 @@ class Trials:
 
     def best(self, paths: Iterable[LinearPath]) -> LinearPath:
         """The best of these paths, of which two at most are held at a time."""
-        best, least = None, np.zeros(0)
+        best, first, least = None, np.zeros(0), math.inf
         for path in paths:
             if best is not None and not self.windows.total:
                 break
             loss = self.losses([path], [(1.0,)])[0]
-            if best is None or surely_less(loss, least):
-                best, least = path, loss
+            if best is None:
+                best, first, least = path, loss, float(loss.sum())
+            elif loss.sum() < least and surely_less(loss, first):
+                best, least = path, float(loss.sum())
         if best is None:
             raise ValueError("there is no path to choose from")
         return best
