@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .linear import series_scales
+from .linear import GROUPS, series_scales, surely_less
 from .panel import Float, Int, Panel
 
 Intervals: TypeAlias = Literal["auto", "conformal", "head"]
@@ -206,7 +206,9 @@ def calibrate(
     if head is not None:
         head = head[telling]
         middle = main + at_median(head, levels)
-        mean, median = (float(relative_error(truth, middle, main, scale, power) < 1) for power in (2, 1))
+        mean, median = (
+            float(surely_less(*(stretches(truth, each, scale, power) for each in (middle, main)))) for power in (2, 1)
+        )
     centres = [main if not share else middle for share in (mean, median)]
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
     share = mixed_share(truth, chosen, fading, ripe, scale, horizons, powers) if mix else 0.0
@@ -285,10 +287,12 @@ def covering(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
     return float((max(ratio, 1e-3) * (1 + FEW / windows)) ** (windows / (windows + FEW)))
 
 
-def relative_error(truth: Float, point: Float, other: Float, scale: Float, power: int) -> float:
-    """The error of a forecast relative to another's, absolute (1) or squared (2)."""
-    own, before = (np.nansum((np.abs(truth - each) / scale[:, None]) ** power) for each in (point, other))
-    return float(own / max(before, 1e-300))
+def stretches(truth: Float, point: Float, scale: Float, power: int) -> Float:
+    """The mean error of a forecast, absolute (1) or squared (2), in every stretch of windows, `[G]`."""
+    sizes = (np.abs(truth - point) / scale[:, None]) ** power
+    sums, counts = np.nansum(sizes, axis=1), np.isfinite(sizes).sum(axis=1)
+    parts = zip(np.array_split(sums, GROUPS), np.array_split(counts, GROUPS), strict=True)
+    return np.array([total.sum() / count.sum() for total, count in parts if count.sum()])
 
 
 def mixed_share(
