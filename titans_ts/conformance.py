@@ -68,8 +68,9 @@ class Finding:
 
 def fresh(subject: Subject, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Module:
     """A fresh module of a subject, in evaluation mode."""
-    torch.manual_seed(seed)
-    return subject.make(DIM).to(dtype).eval()
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays where it is
+        torch.manual_seed(seed)
+        return subject.make(DIM).to(dtype).eval()
 
 
 def tokens(rows: int = ROWS, time: int = TIME, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:

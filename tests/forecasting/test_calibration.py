@@ -93,6 +93,15 @@ def test_a_calm_window_of_a_restless_series_keeps_a_width():
     np.testing.assert_allclose(np.ptp(calm, axis=-1), 0.5 * np.ptp(usual, axis=-1))
 
 
+def test_series_that_were_not_judged_and_strangers_have_the_least_unit_of_the_others():
+    data = judged()
+    some = data._replace(series=data.series % 10, unit=3 * data.unit)
+    calibration = calibrate(some, LEVELS, count=12)
+    assert calibration.habits.shape == (13, 2)
+    np.testing.assert_allclose(calibration.habits[[0, 11, 12]], [[1.0, 1.5]] * 3)
+    np.testing.assert_allclose(calibration.habits[1:11, 1], 1.5)
+
+
 def test_a_head_that_is_too_narrow_is_widened_until_the_outer_interval_covers():
     normal = np.array([-1.28, -0.84, -0.52, -0.25, 0.0, 0.25, 0.52, 0.84, 1.28])
     data = judged(head=0.1 * normal * np.arange(1, HORIZON + 1)[:, None])

@@ -217,7 +217,7 @@ def test_the_heavy_series_decides_whether_the_correction_helps():
     truth = torch.tensor([[1.0], [-1.0]])
     batch = Batch(0 * one, one, one[..., None], one[:, 0], truth, one[:, 0], torch.tensor([0, 1]), one[:, 0])
     for weights, share in (([1.0, 0.1], True), ([0.1, 1.0], False)):
-        assert bool(confirmed_weight([[batch]], series_weights=torch.tensor(weights))) is share
+        assert bool(confirmed_weight(4 * [[batch]], series_weights=torch.tensor(weights))) is share
 
 
 # Draws

@@ -6,6 +6,7 @@ Axes: N series, W windows, F future step, Q quantile level.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -59,9 +60,9 @@ class Calibration:
     mean, median: share of the head's median, where it lies off what the head expects, in the mean and in the median.
     fading: share of ripe fading memories in both. head: share of the head's quantiles around its median, the rest are
     those of `table`. width: factor on the former. table `[F, Q]`: quantiles of the errors of each step around their
-    median, in units of `error_unit`. own `[1 + N, 2]`, first of strangers and then of every series of `fit`: how large
-    its errors are in that unit, relative to those of all series, and the least that the unit is, in mean surprises of
-    the series so far.
+    median, in units of `error_unit`. habits `[1 + N, 2]`, first of strangers and then of every series of `fit`: how
+    large its errors are in that unit, relative to those of all series, and the least that the unit is, in mean surprises
+    of the series so far.
     """
 
     mean: float
@@ -70,7 +71,7 @@ class Calibration:
     head: float
     width: float
     table: Float
-    own: Float = field(default_factory=lambda: np.array([[1.0, 0.0]]))
+    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0]]))
 
     def forecast(
         self,
@@ -80,14 +81,14 @@ class Calibration:
         head: Float | None,
         unit: Float,
         surprise: Float,
-        own: Int,
+        rows: Int,
         levels: tuple[float, ...],
     ) -> tuple[Float, Float, Float]:
         """Mean and median `[N, F]` and quantiles `[N, F, Q]`; where main or fading says nothing, of the other alone.
 
-        own `[N]`: which row of `own` each series has.
+        rows `[N]`: the row of `habits` of each series; it is that of its rates (`FadingState.own`).
         """
-        unit = own_unit(unit, surprise, self.own[own])
+        unit = own_unit(unit, surprise, self.habits[rows])
         middle = 0.0 if head is None else at_median(head, levels)
         share = self.fading * ripe[:, None]
         mean, median = (mixed(main + part * middle, fading, share) for part in (self.mean, self.median))
@@ -161,14 +162,14 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
     return unit
 
 
-def own_unit(unit: Float, surprise: Float, own: Float) -> Float:
+def own_unit(unit: Float, surprise: Float, habits: Float) -> Float:
     """What the errors of windows with these units `[W]` are expected to grow with; surprise `[W]`: the mean surprise so
-    far, `own` `[W, 2]`: the row of `Calibration.own` of each its series.
+    far, `habits` `[W, 2]`: the row of `Calibration.habits` of each its series.
 
     >>> own_unit(np.array([4.0, 1.0]), np.array([1.0, 1.0]), np.array([[0.5, 2.0], [0.5, 2.0]])).tolist()
     [2.0, 1.0]
     """
-    result: Float = own[:, 0] * np.maximum(unit, own[:, 1] * surprise)
+    result: Float = habits[:, 0] * np.maximum(unit, habits[:, 1] * surprise)
     return result
 
 
@@ -192,29 +193,30 @@ def calibrate(
     take part.
     """
     series, truth, main, fading, ripe, head, unit, surprise, scale, horizons = judged
-    own = np.tile([1.0, 0.0], (1 + (int(series.max(initial=-1)) + 1 if count is None else count), 1))
+    habits = np.tile([1.0, 0.0], (1 + (int(series.max(initial=-1)) + 1 if count is None else count), 1))
     seen = np.isfinite(truth).any(1)
-    usual = means_of(surprise[seen], series[seen], len(own) - 1)
-    own[1:, 1] = LEAST * means_of(unit[seen], series[seen], len(own) - 1) / np.where(usual > 0, usual, np.inf)
-    unit = own_unit(unit, surprise, own[1 + series])
+    usual = means_of(surprise[seen], series[seen], len(habits) - 1)
+    habits[1:, 1] = LEAST * means_of(unit[seen], series[seen], len(habits) - 1) / np.where(usual > 0, usual, np.inf)
+    known = habits[:, 1] > 0
+    habits[~known, 1] = np.median(habits[known, 1]) if known.any() else 0.0  # who was not judged is as the others are
+    unit = own_unit(unit, surprise, habits[1 + series])
     telling = (unit > 0) & seen  # a series that stands still is forecast without an error
     series = series[telling]
     truth, main, fading, ripe, unit, scale = (part[telling] for part in (truth, main, fading, ripe, unit, scale))
     if not telling.any():
-        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, unit, levels), own)
+        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, unit, levels), habits)
     mean = median = 0.0
     if head is not None:
         head = head[telling]
         middle = main + at_median(head, levels)
-        mean, median = (
-            float(surely_less(*(stretches(truth, each, scale, power) for each in (middle, main)))) for power in (2, 1)
-        )
+        errors_of = partial(stretches, truth, scale=scale)
+        mean, median = (float(surely_less(errors_of(middle, power=p), errors_of(main, power=p))) for p in (2, 1))
     centres = [main if not share else middle for share in (mean, median)]
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
     share = mixed_share(truth, chosen, fading, ripe, scale, horizons, powers) if mix else 0.0
     errors = truth - mixed(centres[1], fading, share * ripe[:, None])
-    own[1:, 0] = own_sizes(errors / unit[:, None], series, len(own) - 1, horizons)
-    unit = unit * own[1 + series, 0]
+    habits[1:, 0] = own_sizes(errors / unit[:, None], series, len(habits) - 1, horizons)
+    unit = unit * habits[1 + series, 0]
 
     def covering_table(windows: slice) -> Float:
         table = error_table(errors[windows], unit[windows], levels)
@@ -222,11 +224,11 @@ def calibrate(
 
     table = covering_table(slice(None))
     if head is None or intervals == "conformal":
-        return Calibration(mean, median, share, 0.0, 1.0, table, own)
+        return Calibration(mean, median, share, 0.0, 1.0, table, habits)
     around = around_median(head, levels)
     width = covering(errors, around, levels)
     if intervals == "head":
-        return Calibration(mean, median, share, 1.0, width, table, own)
+        return Calibration(mean, median, share, 1.0, width, table, habits)
     half = len(errors) // 2
     tables = [covering_table(windows) for windows in (slice(half, None), slice(half))]
     cross = np.repeat(np.stack(tables), [half, len(errors) - half], axis=0) * unit[:, None, None]
@@ -237,7 +239,7 @@ def calibrate(
         ),
     )
     both = covering(errors, best * width * around + (1 - best) * unit[:, None, None] * table, levels) if best else 1.0
-    return Calibration(mean, median, share, best, both * width, both * table, own)
+    return Calibration(mean, median, share, best, both * width, both * table, habits)
 
 
 def means_of(values: Float, series: Int, count: int) -> Float:

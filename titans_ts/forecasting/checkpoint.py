@@ -170,7 +170,7 @@ def covariates_from_json(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]
             tuple(saved["past"]),
             tuple(saved["static"]),
             categories,
-            tuple(saved.get("calendar", ())),
+            tuple(saved["calendar"]),
         ),
         ids=tuple(id_from_json(name) for name in saved["ids"]),
         effect=Effect(**{**effect, "pooling": pooling, "lags": tuple(effect["lags"]), "gain": tuple(effect["gain"])}),

@@ -421,9 +421,9 @@ class TitansForecaster(PanelForecaster):
         unit = error_unit(scale[:, 0], surprise)
         head = scale[..., None] * said.offsets.double().cpu().numpy()
         fading, ripe = self.fading_.ahead(part.fading, self.horizon)
-        own = part.fading.own.cpu().numpy()
+        place = part.fading.own.cpu().numpy()
         mean, median, quantiles = self.calibration_.forecast(
-            main, fading, ripe, head, unit, surprise, own, self.levels_
+            main, fading, ripe, head, unit, surprise, place, self.levels_
         )
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
@@ -486,7 +486,7 @@ class TitansForecaster(PanelForecaster):
             "rates": torch.from_numpy(self.fading_.rates),
             "rate_weights": torch.from_numpy(self.fading_.weights),
             "errors": torch.from_numpy(self.calibration_.table),
-            "error_habits": torch.from_numpy(self.calibration_.own),
+            "error_habits": torch.from_numpy(self.calibration_.habits),
             **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
@@ -507,7 +507,7 @@ class TitansForecaster(PanelForecaster):
         params["model"] = None if params["model"] is None else _backbone_from(params["model"])
         params["train"] = None if params["train"] is None else TrainConfig(**params["train"])
         for name in LISTS:
-            params[name] = tuple(params.get(name, ()))
+            params[name] = tuple(params[name])
         forecaster = cls(**{**params, "device": device})
         shape = config["model"]
         shape["backbone"], shape["quantiles"] = _backbone_from(shape["backbone"]), tuple(shape["quantiles"])
@@ -526,7 +526,7 @@ class TitansForecaster(PanelForecaster):
             beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
         forecaster.correction_ = config["correction"]
         forecaster.calibration_ = Calibration(
-            **config["calibration"], table=tensors["errors"].numpy(), own=tensors["error_habits"].numpy()
+            **config["calibration"], table=tensors["errors"].numpy(), habits=tensors["error_habits"].numpy()
         )
         forecaster.fading_ = Fading(
             rates=tensors["rates"].numpy(),

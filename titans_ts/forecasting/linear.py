@@ -31,6 +31,7 @@ OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
 JUDGED = 2048  # validation windows that choose between ways to fit, at most
 GROUPS = 8  # groups of them, by which it is known how sure a choice is
 SURE = 2.0  # standard errors by which a gain must exceed nothing
+FEWEST = 4  # groups, and horizons of validation rows of all series, below which a gain says nothing
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
@@ -139,8 +140,8 @@ def fit_linear(
     to its windows and to the pooled windows of all, scaled to the weight of `pooling` average series: a hierarchical
     ridge. Single maps that would hold more than `OWN_NUMBERS` together are not made. blends: shares of the maps of the
     whole context, its later half, its last quarter, ...; averages of linear maps are one linear map, and err less than
-    each. Of several units, poolings and blends the validation windows choose, by squared and absolute error together;
-    the first of each where there are none.
+    each. Of several units, poolings and blends the first is taken unless the validation windows are sure of another, by
+    squared and absolute error together (`Trials`): their order matters.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -258,6 +259,7 @@ class Trials:
         self.doubt = DOUBT / max(horizons, 1.0)
         self.first: Float | None = None
         series, rows = places(windows)
+        self.stretches = horizons * len(np.unique(series))
         time = (rows - ends[series]) / np.maximum(windows.panel.lengths - ends, 1)[series]
         self.group = np.empty(windows.total, dtype=np.int64)
         self.group[np.argsort(time, kind="stable")] = np.arange(windows.total) * GROUPS // max(windows.total, 1)
@@ -271,7 +273,7 @@ class Trials:
             loss = self.losses([path], [(1.0,)])[0]
             if best is None:
                 best, first, least = path, loss, float(loss.sum())
-            elif loss.sum() < least and surely_less(loss, first):
+            elif loss.sum() < least and surely_less(loss, first, self.stretches):
                 best, least = path, float(loss.sum())
         if best is None:
             raise ValueError("there is no path to choose from")
@@ -283,8 +285,8 @@ class Trials:
             loss + self.doubt * sum((share - 1 / len(blend)) ** 2 for share in blend)
             for blend, loss in zip(blends, self.losses(parts, blends), strict=True)
         ]
-        best = int(np.argmin([loss.sum() for loss in losses]))
-        return blends[best if surely_less(losses[best], losses[0]) else 0]
+        sure = [place for place, loss in enumerate(losses) if surely_less(loss, losses[0], self.stretches)]
+        return blends[min(sure, key=lambda place: losses[place].sum(), default=0)]
 
     def losses(self, parts: list[LinearPath], blends: Sequence[tuple[float, ...]]) -> list[Float]:
         """Squared and absolute error together of every blend, `[G]`, each series in units of its own scale and as often
@@ -307,17 +309,20 @@ class Trials:
         return list((sums / np.maximum(self.first, 1e-300)).sum(axis=-1))
 
 
-def surely_less(loss: Float, other: Float) -> bool:
+def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
     """Whether a loss `[G]` is less than another by more than `INDIFFERENCE` and by `SURE` standard errors.
 
-    >>> surely_less(np.array([0.8, 1.0]), np.array([1.0, 1.2])), surely_less(np.array([0.6, 1.2]), np.array([1.0, 1.0]))
-    (True, False)
+    stretches: of how many horizons the groups are made that do not overlap; below `FEWEST` nothing is sure.
+
+    >>> one = np.ones(4)
+    >>> surely_less(0.9 * one, one), surely_less(np.array([0.2, 1.1, 1.1, 1.1]), one), surely_less(0.9 * one, one, 1.0)
+    (True, False, False)
     """
-    if not len(loss):
+    count = min(len(loss), stretches)
+    if count < FEWEST:
         return False
     gain = other - loss
-    doubt = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-    return bool(gain.mean() > max(INDIFFERENCE * other.mean(), SURE * doubt))
+    return bool(gain.mean() > max(INDIFFERENCE * other.mean(), SURE * gain.std(ddof=1) / count**0.5))
 
 
 def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> Float:

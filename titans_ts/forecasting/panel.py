@@ -176,6 +176,8 @@ class Panel:
         if self.weights is None:
             return self
         positive = self.weights[self.weights > 0]
+        if not len(positive):
+            raise DataError(f"every series left ({shorten(self.ids)}) has sample_weight 0: give one of them a weight.")
         weights = None if (positive == positive[0]).all() else positive / positive.max()
         return replace(self.select(np.flatnonzero(self.weights > 0)), weights=weights)
 

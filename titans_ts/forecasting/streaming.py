@@ -63,7 +63,7 @@ class StreamingForecaster:
         shares.append(float(point == "median"))
         self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
         self._table = np.array(calibration.table, dtype=np.float64, order="C")
-        self._habits = np.array(calibration.own, dtype=np.float64, order="C")
+        self._habits = np.array(calibration.habits, dtype=np.float64, order="C")
         self._row, self._value = np.zeros(1, dtype=np.int64), np.zeros(1)
 
     @classmethod

@@ -33,7 +33,8 @@ SAID = 2**21  # quantiles that one step, one validation pass or the judging of a
 REMEMBERED = 64  # series of such a pass
 CHECKED = 192  # validation sequences, at most
 PAST = 8  # sequences of past that validation remembers
-STRIDE = 4  # patches between two bare contexts of a validation sequence
+STRIDE = 4  # patches between two bare contexts of a validation sequence, at most
+FEWEST = 4  # groups below which a gain over them says nothing
 GROUPS, GROUP = 8, 16  # validation sequences come in so many groups, or in more of at most so many sequences
 DOUBT = 0.05  # what the whole correction must bring more where one horizon was validated
 COMPARED = 2**18  # values of a group of validation forecasts that judge the correction, at most
@@ -222,20 +223,22 @@ def confirmed_weight(
     `SURE` standard errors of that average. Of the shares that do, in steps of a twentieth, the one with the least mean
     of all errors relative to no correction, and a cost that falls with the number of `horizons` that were validated:
     the steps of training were chosen on the same rows. 0 where none does: a correction that only seems to help is worth
-    less than none.
+    less than none; and where there are less than `FEWEST` groups, or nothing is known.
 
     >>> one = torch.ones(1, 1)
-    >>> confirmed_weight([[Batch(0 * one, one, one[None], one[0], 0.25 * one, *one.expand(3, 1))]])
+    >>> confirmed_weight(4 * [[Batch(0 * one, one, one[None], one[0], 0.25 * one, *one.expand(3, 1))]])
     0.25
     """
     weights = [step / 20 for step in range(21)]
     errors = errors_left(parts, weights, series_weights)
-    level = errors[0].mean(0).clamp(min=1e-300)
+    level = errors[0].mean(0)
+    if len(parts) < FEWEST or not (level > 0).all():
+        return 0.0
     best, least, doubt_of_all = 0.0, 1.0, DOUBT / max(horizons, 1.0)
     for weight, after in zip(weights[1:], errors[1:], strict=True):
         cost = doubt_of_all * weight**2
         ratio = after.mean(0) / level
-        doubt = (after - errors[0]).std(0) / len(parts) ** 0.5 / level if len(parts) > 1 else torch.zeros_like(level)
+        doubt = (after - errors[0]).std(0) / len(parts) ** 0.5 / level
         if (ratio + SURE * doubt < 1).all() and ratio.mean() + cost < least:
             best, least = weight, float(ratio.mean()) + cost
     return best
@@ -551,14 +554,15 @@ def validation_batches(
 
 
 def bare_contexts(sequences: Sequences, size: int, patch: int) -> Sequences:
-    """Single contexts of `size` steps that end where some of the sequences' forecasts begin."""
+    """Single contexts of `size` steps that end where some of the sequences' forecasts begin: every `STRIDE` patches,
+    and nearer together in short sequences. What does not count in the sequences does not count here."""
     series, _, end, first = sequences[:4]
-    back = STRIDE * patch * torch.arange(int((end - first).max()) // (STRIDE * patch) + 1, device=end.device)
-    ends = end[:, None] - back
-    row, place = (ends >= torch.maximum(first, torch.full_like(first, patch))[:, None]).nonzero(as_tuple=True)
+    stride = patch * ((end - first) // (STRIDE * patch)).clamp(1, STRIDE)
+    ends = first[:, None] + stride[:, None] * torch.arange(int(((end - first) // stride).max()) + 1, device=end.device)
+    row, place = ((ends <= end[:, None]) & (ends >= patch)).nonzero(as_tuple=True)
     end = ends[row, place]
-    begin = (end - size).clamp(min=0)
-    return only_last(Sequences(series[row], begin, end, end), patch)
+    bare = only_last(Sequences(series[row], (end - size).clamp(min=0), end, end), patch)
+    return bare._replace(first=torch.maximum(bare.first, first[row]))
 
 
 def with_past(model: TimeSeriesModel, rows: Rows, sequences: Sequences, length: int) -> Sequences:
