@@ -61,8 +61,8 @@ class Calibration:
     fading: share of ripe fading memories in both. head: share of the head's quantiles around its median, the rest are
     those of `table`. width: factor on the former. table `[F, Q]`: quantiles of the errors of each step around their
     median, in units of `error_unit`. habits `[1 + N, 2]`, first of strangers and then of every series of `fit`: how
-    large its errors are in that unit, relative to those of all series, and the least that the unit is, in mean surprises
-    of the series so far.
+    large its errors are in that unit, relative to those of all series, and the least that the unit is, in mean
+    surprises of the series so far.
     """
 
     mean: float
