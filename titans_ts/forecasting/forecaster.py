@@ -116,8 +116,8 @@ class TitansForecaster(PanelForecaster):
     quantiles: levels of the quantile head; `predict` interpolates to any level.
     intervals: "auto", "conformal" or "head". "conformal": the quantiles of the validation rows' errors, step by step,
         in units of what each series is restless by (normalised split conformal prediction); how large its own errors
-        were scales them where more than one horizon was validated. "head": those of the quantile head. "auto": the former,
-        or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
+        were scales them where more than one horizon was validated. "head": those of the quantile head. "auto": the
+        former, or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
         interval to cover what it says on the validation rows.
     point: "mean" or "median", what the point forecast is.
     non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
