@@ -6,8 +6,6 @@ Every subject is examined in a process of its own. A peer that is not installed 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -153,20 +151,6 @@ def examine_one(family: str, place: int, count: int) -> dict[str, Any]:
     return {**said, "findings": [asdict(found) for found in examine(subject, count=count)]}
 
 
-def in_own_process(family: str, place: int, count: int) -> dict[str, Any]:
-    """`examine_one` in a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-m", "titans_ts.benchmark.conformance", family, str(place), str(count)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise RuntimeError(f"{family}, subject {place}: {run.stderr.strip()[-2000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def installed(family: str) -> bool:
     """Whether a peer can be imported here; this package always can."""
     try:
@@ -177,7 +161,7 @@ def installed(family: str) -> bool:
 
 def run_conformance(count: int = 100_000, say: Callable[[str], object] = print) -> dict[str, Any]:
     """Every subject of every family that is installed, one after the other."""
-    from .runs import commit
+    from .runs import commit, in_own_process
 
     rows = []
     for family, subjects in FAMILIES.items():
@@ -185,7 +169,7 @@ def run_conformance(count: int = 100_000, say: Callable[[str], object] = print) 
             say(f"{family} is not installed and is left out: pip install {family}=={PEERS[family]}")
             continue
         for place in range(len(list(subjects()))):
-            rows.append(in_own_process(family, place, count))
+            rows.append(in_own_process("titans_ts.benchmark.conformance", family, str(place), str(count)))
             say(line_of(rows[-1]))
     return {"commit": commit(), "torch": torch.__version__, "tokens": count, "rows": rows}
 

@@ -10,9 +10,7 @@ B row, T time, D model.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +26,7 @@ from ..core.attention import AttentionProjections
 from ..core.config import MemoryConfig, require
 from ..core.memory import NeuralMemory
 from .memory import Peak
-from .runs import commit
+from .runs import commit, in_own_process
 
 LENGTHS = (1024, 4096, 16_384, 65_536, 262_144)
 SIDES = ("linear memory", "deep memory", "attention")
@@ -108,18 +106,10 @@ def measure(point: Point) -> dict[str, float]:
     return {"seconds": min(taken), "mib": round(peak.rise(), 1)}
 
 
-def in_own_process(point: Point) -> dict[str, float]:
+def apart(point: Point) -> dict[str, float]:
     """`measure` in a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-m", "titans_ts.benchmark.length", json.dumps(asdict(point))],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise RuntimeError(f"{point}: {run.stderr.strip()[-2000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
+    found: dict[str, float] = in_own_process("titans_ts.benchmark.length", json.dumps(asdict(point)))
+    return found
 
 
 def too_dear(before: dict[str, Any], tokens: int) -> str | None:
@@ -144,7 +134,7 @@ def too_dear(before: dict[str, Any], tokens: int) -> str | None:
 def run_length(
     lengths: Sequence[int] = LENGTHS,
     say: Callable[[str], object] = print,
-    run: Callable[[Point], dict[str, float]] = in_own_process,
+    run: Callable[[Point], dict[str, float]] = apart,
 ) -> dict[str, Any]:
     """Every side and pass at every length, the short ones first.
 

@@ -13,9 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +30,7 @@ from ..core.ops.chunked import chunked
 from ..core.ops.contract import Rule, Tokens
 from ..core.ops.exact_linear import exact_linear
 from ..core.state import MemoryState
+from .runs import in_own_process
 
 PEER = "titans-pytorch==0.5.5"
 EXPANSION = 4
@@ -260,20 +259,6 @@ def measure(case: Case, side: str) -> dict[str, float]:
     return found
 
 
-def in_own_process(case: Case, side: str) -> dict[str, float]:
-    """`measure` in a process of its own."""
-    run = subprocess.run(
-        [sys.executable, "-m", "titans_ts.benchmark.memory", json.dumps(asdict(case)), side],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if run.returncode:
-        raise RuntimeError(f"{case.name}, {side}: {run.stderr.strip()[-2000:]}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def peer_version() -> str | None:
     """The version of the peer that is installed, if it is."""
     try:
@@ -284,8 +269,9 @@ def peer_version() -> str | None:
 
 def compare(case: Case, peer: bool) -> dict[str, Any]:
     """One row: both sides, their ratios, and the share of a plain product's rate that ours reaches."""
-    ours = in_own_process(case, "ours")
-    theirs = in_own_process(case, "peer") if peer else {}
+    module, what = "titans_ts.benchmark.memory", json.dumps(asdict(case))
+    ours = in_own_process(module, what, "ours")
+    theirs = in_own_process(module, what, "peer") if peer else {}
     tokens = case.rows * case.tokens
     row: dict[str, Any] = {**asdict(case), "same": case.same, "product_gflops": ours.pop("product_gflops")}
     for name, passes in (("forward", 1), ("both", 3)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -93,6 +94,20 @@ def panel_of(rows: Float, ids: tuple[int, ...] | None = None) -> Panel:
     offsets, ends = length * np.arange(count + 1), np.full(count, length - 1)
     ids = tuple(range(count)) if ids is None else ids
     return Panel(np.ascontiguousarray(rows).ravel(), offsets, ids, ends, np.zeros_like(ends), CountClock(timed=False))
+
+
+def in_own_process(module: str, *arguments: str) -> Any:
+    """What `python -m module arguments` prints last, as JSON: a measurement in a process of its own, on one thread."""
+    run = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)}: {run.stderr.strip()[-2000:]}")
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def commit() -> str | None:
