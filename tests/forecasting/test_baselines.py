@@ -344,7 +344,7 @@ def test_every_row_is_forecast_by_its_own_map():
     panel = two_worlds()
     path = fit_linear(panel, 8, 2, poolings=(1.0,))
     contexts = np.random.default_rng(0).normal(size=(6, 8))
-    maps = path.maps_of([3, "stranger", 0, 3, 1, 2])
+    maps = path.rows_of([3, "stranger", 0, 3, 1, 2])
     assert maps.tolist() == [4, 0, 1, 4, 2, 3]
     forecast = apply_linear(path, contexts, maps)
     for row, place in enumerate(maps):

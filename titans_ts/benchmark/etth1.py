@@ -62,7 +62,7 @@ def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int,
         origins = np.arange(start, min(start + block, end - HORIZON + 1))
         histories = np.concatenate([z[i - context : i].T for i in origins])
         truth = np.concatenate([z[i : i + HORIZON].T for i in origins])
-        panel = panel_of(histories, tuple(range(z.shape[1])) * len(origins))
+        panel = panel_of(histories, tuple(range(z.shape[1])) * len(origins), origins.repeat(z.shape[1]))
         state = forecaster._start(panel)
         score.add(forecaster._forecast(state, np.arange(len(truth))).point, truth)
     return score.result()

@@ -31,7 +31,7 @@ from ..forecasting.baselines import SeasonalNaive, usual_context
 from ..forecasting.forecast import Forecast
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.linear import apply_linear, fit_linear
-from ..forecasting.panel import Float
+from ..forecasting.panel import Float, Int
 from ..forecasting.training import TrainConfig
 from .neural import fit_peer, say_peer
 from .runs import Cost, Score, commit, kept, panel_of
@@ -44,8 +44,8 @@ ROWS = {"etth1": (8640, 2880, 2880), "etth2": (8640, 2880, 2880)}
 ROWS |= {"ettm1": (34560, 11520, 11520), "ettm2": (34560, 11520, 11520)}
 WINDOWS = 128  # windows forecast together: more are no faster for short contexts, and slower for long ones
 
-# contexts [B, L] of the columns [B] to forecasts [B, H], with quantiles or without
-Say = Callable[[Float, Any], Forecast | Float]
+# contexts [B, L] of the columns [B] before these rows [B] to forecasts [B, H], with quantiles or without
+Say = Callable[[Float, Int, Int], Forecast | Float]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...
         contexts, truths = (
             padded[origins[:, None] + np.arange(*steps)].transpose(0, 2, 1) for steps in ((-context, 0), (0, longest))
         )
-        said = say(contexts.reshape(-1, context), np.tile(np.arange(columns), len(origins)))
+        said = say(contexts.reshape(-1, context), np.tile(np.arange(columns), len(origins)), origins.repeat(columns))
         point = (said.point if isinstance(said, Forecast) else said).reshape(truths.shape)
         for horizon, score in scores.items():
             whole = origins + horizon <= end
@@ -114,8 +114,8 @@ def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...
 def say_by(forecaster: PanelForecaster) -> Say:
     """How one of our forecasters speaks about contexts."""
 
-    def say(contexts: Float, columns: Any) -> Forecast:
-        panel = panel_of(contexts, tuple(columns.tolist()))
+    def say(contexts: Float, columns: Int, rows: Int) -> Forecast:
+        panel = panel_of(contexts, tuple(columns.tolist()), rows)
         return forecaster._forecast(forecaster._start(panel), np.arange(len(panel)))
 
     return say
@@ -139,7 +139,7 @@ def ridge(split: Split, season: int, context: int | None, horizon: int, seed: in
     panel = panel_of(split.values[: split.begin].T)
     context = usual_context(panel, season, horizon) if context is None else context
     path = fit_linear(panel, context, horizon, train_ends=np.full(len(panel), split.train))
-    return lambda contexts, columns: apply_linear(path, contexts), context
+    return lambda contexts, columns, rows: apply_linear(path, contexts), context
 
 
 def seasonal_naive(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
@@ -151,7 +151,7 @@ def peer(model: str, split: Split, season: int, context: int | None, horizon: in
     """A neural peer, trained on the training rows for a fixed number of steps."""
     context = usual_context(panel_of(split.values[: split.begin].T), season, horizon) if context is None else context
     fitted = fit_peer(model, split.values[: split.train], context, horizon, seed)
-    return lambda contexts, columns: say_peer(fitted, contexts), context
+    return lambda contexts, columns, rows: say_peer(fitted, contexts), context
 
 
 FIT: dict[str, Callable[[Split, int, int | None, int, int], tuple[Say, int]]] = {

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..forecasting.clock import CountClock
-from ..forecasting.panel import Float, Panel
+from ..forecasting.panel import Float, Int, Panel
 
 PEAK = Path("/proc/self/clear_refs")  # where the high-water mark of the memory begins anew
 
@@ -84,14 +84,15 @@ class Cost:
         return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024)
 
 
-def panel_of(rows: Float, ids: tuple[int, ...] | None = None) -> Panel:
+def panel_of(rows: Float, ids: tuple[int, ...] | None = None, behind: Int | None = None) -> Panel:
     """The rows of an array [N, T] as series without timestamps; ids are their numbers unless given, and may repeat.
+    behind: the step after the last of each `[N]`; None: the first of all is step 0.
 
     >>> panel_of(np.zeros((2, 5))).lengths.tolist()
     [5, 5]
     """
     count, length = rows.shape
-    offsets, ends = length * np.arange(count + 1), np.full(count, length - 1)
+    offsets, ends = length * np.arange(count + 1), np.full(count, length - 1) if behind is None else behind - 1
     ids = tuple(range(count)) if ids is None else ids
     return Panel(np.ascontiguousarray(rows).ravel(), offsets, ids, ends, np.zeros_like(ends), CountClock(timed=False))
 

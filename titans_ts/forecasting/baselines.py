@@ -318,8 +318,7 @@ def residual_quantiles(path: LinearPath, panel: Panel, ends: Int, levels: tuple[
         for _, series, _, contexts, targets in blocks(draw(windows, RESIDUAL_WINDOWS, np.random.default_rng(0))):
             moving = context_scale(contexts, np.zeros(len(contexts))) > 0
             unit = context_scale(contexts, scales[series])[:, None]
-            maps = path.maps_of(panel.ids)[series]
-            residuals.append(((targets - apply_linear(path, contexts, maps)) / unit)[moving])
+            residuals.append(((targets - apply_linear(path, contexts)) / unit)[moving])
             owners.append(series[moving])
         if sum(map(len, residuals)):
             counted = in_proportion(panel, np.concatenate(owners))

@@ -461,7 +461,7 @@ def with_map(
     path = replace(path, look_back=look_back, residual=np.zeros((0, linear.horizon)))
     past = past_windows(path, panel, beside)
     units = path.deviations[1:, 0]
-    maps = linear.maps_of(panel.ids)
+    own = linear.rows_of(panel.ids)
 
     def read(begin: Int, stop: Int, most: int) -> Iterator[tuple[Int, Int, Float, Float, Float]]:
         """Series, rows, input of the map, what the linear path leaves over, and the unit of that."""
@@ -469,7 +469,8 @@ def with_map(
         for _, series, rows, contexts, targets in blocks(draw(windows, most, np.random.default_rng(0))):
             unit = context_scale(contexts, units[series])[:, None]
             x = path.features(past(series, panel.offsets[series] + rows), beside.static[series])
-            yield series, rows, x, targets - apply_linear(linear, contexts, maps[series]), unit
+            steps = panel.starts[series] + rows
+            yield series, rows, x, targets - apply_linear(linear, contexts, own[series], steps), unit
 
     size = look_back * width + len(path.static_centre)
     xx, xy = np.zeros((size, size)), np.zeros((size, linear.horizon))

@@ -56,6 +56,7 @@ from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
 from .linear import (
     JUDGED,
+    SHARES,
     LinearPath,
     apply_linear,
     cut,
@@ -79,11 +80,13 @@ BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(
 
 
 class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, which map of the linear path is its own (0: the shared), and
-    its fading memories, and what its covariates leave behind (nothing without covariates)."""
+    """What is kept of every series: the model's state, which row of the linear path is its own (0: that of strangers),
+    which step of the clock comes next, its fading memories, and what its covariates leave behind (nothing without
+    covariates)."""
 
     series: SeriesState
-    maps: IntTensor[Tensor, " N"]
+    rows: IntTensor[Tensor, " N"]
+    steps: IntTensor[Tensor, " N"]
     fading: FadingState
     covariates: Any = ()  # a CovariateState
 
@@ -305,8 +308,17 @@ class TitansForecaster(PanelForecaster):
             covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
             panel = covariates.without_effect(panel)
         most = int(LINEAR_WORK / (context * (context + self.horizon)))
-        linear_fit = partial(fit_linear, context=context, horizon=self.horizon, max_windows=most, seed=seed)
-        path = linear_fit(panel, train_ends=ends, units=("series", "window"), poolings=POOLINGS, blends=BLENDS)
+        linear_fit = partial(
+            fit_linear,
+            context=context,
+            horizon=self.horizon,
+            max_windows=most,
+            season=self.season_length_,
+            seed=seed,
+        )
+        path = linear_fit(
+            panel, train_ends=ends, units=("series", "window"), poolings=POOLINGS, blends=BLENDS, shares=SHARES
+        )
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
@@ -325,7 +337,7 @@ class TitansForecaster(PanelForecaster):
         with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's own
             fitted = train(
                 model,
-                _as_torch(path) if settings.linear else None,
+                _as_torch(path, panel) if settings.linear else None,
                 rows,
                 torch.from_numpy(ends).to(device),
                 settings,
@@ -368,7 +380,12 @@ class TitansForecaster(PanelForecaster):
                 covariates = refitted(covariates, raw)
                 panel = covariates.without_effect(raw)
             whole = linear_fit(
-                panel, penalties=(path.penalty,), units=(path.unit,), poolings=(path.pooling,), blends=(path.blend,)
+                panel,
+                penalties=(path.penalty,),
+                units=(path.unit,),
+                poolings=(path.pooling,),
+                blends=(path.blend,),
+                shares=(path.share,),
             )
             path = replace(whole, losses=path.losses)
             if covariates is not None and beside is not None:
@@ -379,23 +396,26 @@ class TitansForecaster(PanelForecaster):
             self.covariates_ = covariates
 
     def _start(self, panel: Panel) -> PanelState:
-        maps = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.maps_of(panel.ids)
+        rows = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.rows_of(panel.ids)
         beside: Any = ()
         if self.covariates_ is not None:
             panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
         series = prefill(self.model_, panel)
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
-        return PanelState(series, torch.from_numpy(maps).to(device), fading, beside)
+        own, steps = (torch.from_numpy(part).to(device) for part in (rows, panel.ends + 1))
+        return PanelState(series, own, steps, fading, beside)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
-        place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
+        place = torch.from_numpy(np.asarray(rows)).to(state.rows.device)
         part = select_rows(state, place)
         if self.covariates_ is not None:
             new, beside = self.covariates_.advance(part.covariates, new)
             part = part._replace(covariates=beside)
         series = advance(self.model_, part.series, new, adapt=self.adapt)
-        return put_rows(state, place, part._replace(series=series, fading=self.fading_.absorb(part.fading, new)))
+        steps = part.steps + torch.from_numpy(new.lengths).to(part.steps.device)
+        fading = self.fading_.absorb(part.fading, new)
+        return put_rows(state, place, part._replace(series=series, steps=steps, fading=fading))
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:
         return join_rows([state, other])
@@ -407,13 +427,13 @@ class TitansForecaster(PanelForecaster):
             raise ValueError(
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
-        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.maps.device))
+        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.rows.device))
         said = self.model_.forecast(part.series)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), self.horizon))
         windows = part.series.window.cpu().numpy()
         if self.linear_ is not None:
-            linear = apply_linear(self.linear_, windows, part.maps.cpu().numpy())
+            linear = apply_linear(self.linear_, windows, part.rows.cpu().numpy(), part.steps.cpu().numpy())
             base = np.where(np.isnan(linear), base, linear)
         main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
@@ -429,13 +449,13 @@ class TitansForecaster(PanelForecaster):
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
-        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.maps.device)].cpu().numpy()
+        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.rows.device)].cpu().numpy()
         return recent
 
     def _effect(self, state: PanelState, rows: Int, ahead: Float) -> Float:
         if self.covariates_ is None:
             raise ValueError("this forecaster has no covariates")
-        place = torch.from_numpy(np.asarray(rows)).to(state.maps.device)
+        place = torch.from_numpy(np.asarray(rows)).to(state.rows.device)
         return self.covariates_.ahead(select_rows(state.covariates, place), ahead)
 
     def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
@@ -483,7 +503,8 @@ class TitansForecaster(PanelForecaster):
         tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
         tensors |= state_tensors(known.state.series)
         tensors |= {
-            "maps": known.state.maps,
+            "rows": known.state.rows,
+            "steps": known.state.steps,
             "rates": torch.from_numpy(self.fading_.rates),
             "rate_weights": torch.from_numpy(self.fading_.weights),
             "errors": torch.from_numpy(self.calibration_.table),
@@ -498,6 +519,8 @@ class TitansForecaster(PanelForecaster):
             tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
+            if self.linear_.profile is not None:
+                tensors["profile"] = torch.from_numpy(self.linear_.profile)
         write_checkpoint(path, config, tensors)
 
     @classmethod
@@ -518,7 +541,7 @@ class TitansForecaster(PanelForecaster):
         forecaster.model_ = model.eval()
         forecaster.linear_ = None
         if config["linear"] is not None:
-            forecaster.linear_ = _linear_from_json(config["linear"], tensors["linear"].numpy())
+            forecaster.linear_ = _linear_from_json(config["linear"], tensors)
         forecaster.covariates_ = None
         beside: Any = ()
         if "covariates" in config:
@@ -549,7 +572,8 @@ class TitansForecaster(PanelForecaster):
             clock=clock_from_json(config["clock"]),
             state=PanelState(
                 series=state_from_tensors(model, tensors),
-                maps=tensors["maps"].to(forecaster._device()),
+                rows=tensors["rows"].to(forecaster._device()),
+                steps=tensors["steps"].to(forecaster._device()),
                 fading=FadingState(
                     *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
                 ),
@@ -625,7 +649,7 @@ def said_by_linear(path: LinearPath, panel: Panel, ends: Int) -> Said:
     order = np.argsort(origins / panel.lengths[series], kind="stable")
     series, origins = series[order], origins[order]
     contexts, truth = cut(windows, series, origins)
-    main = apply_linear(path, contexts, path.maps_of(panel.ids)[series])
+    main = apply_linear(path, contexts, path.rows_of(panel.ids)[series], panel.starts[series] + origins)
     return Said(series, origins, truth, main, None, window_scale(torch.from_numpy(contexts))[1].numpy())
 
 
@@ -682,12 +706,14 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _as_torch(path: LinearPath) -> Any:
-    """The linear path as training wants it: contexts [B, L] of these series [B] of the panel that fitted it."""
+def _as_torch(path: LinearPath, panel: Panel) -> Any:
+    """The linear path as training wants it: contexts [B, L] of these series [B] of the panel that fitted it, before
+    these of their rows [B]."""
 
-    def linear(contexts: Tensor, series: Tensor) -> Tensor:
-        maps = series + 1 if path.ids else torch.zeros_like(series)
-        forecast: Float = apply_linear(path, contexts.cpu().numpy(), maps.cpu().numpy())
+    def linear(contexts: Tensor, series: Tensor, rows: Tensor) -> Tensor:
+        owner = series.cpu().numpy()
+        steps = panel.starts[owner] + rows.cpu().numpy()
+        forecast: Float = apply_linear(path, contexts.cpu().numpy(), owner + 1, steps)
         return torch.from_numpy(forecast).to(contexts.device)
 
     return linear
@@ -700,14 +726,26 @@ def _linear_to_json(path: LinearPath) -> dict[str, Any]:
         "unit": path.unit,
         "pooling": pooling,
         "blend": path.blend,
+        "share": path.share,
         "ids": ids_to_json(path.ids),
     }
 
 
-def _linear_from_json(saved: dict[str, Any], weights: Float) -> LinearPath:
+def _linear_from_json(saved: dict[str, Any], tensors: dict[str, Tensor]) -> LinearPath:
     pooling = math.inf if saved["pooling"] is None else saved["pooling"]
     ids = tuple(id_from_json(name) for name in saved["ids"])
-    return LinearPath(weights, saved["penalty"], {}, saved["unit"], pooling, tuple(saved["blend"]), ids)
+    profile = tensors["profile"].numpy() if "profile" in tensors else None
+    return LinearPath(
+        weights=tensors["linear"].numpy(),
+        penalty=saved["penalty"],
+        losses={},
+        unit=saved["unit"],
+        pooling=pooling,
+        blend=tuple(saved["blend"]),
+        ids=ids,
+        share=saved["share"],
+        profile=profile,
+    )
 
 
 def _backbone_from(saved: dict[str, Any]) -> BackboneConfig:

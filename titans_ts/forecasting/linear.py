@@ -1,9 +1,11 @@
 """The closed-form linear path: a map from a context to the horizon, shared by all series or drawn towards each one.
 
-It is a ridge regression on windows that are drawn by index and never held all at once.
+It is a ridge regression on windows that are drawn by index and never held all at once, and what it leaves over at every
+place of the season in each series, which a context of a day or two does not tell.
 
-Axes: N series, M maps, W windows, B windows of one block, L context, H horizon. The mean of a context is taken out
-before the map and put back after it, so the path is equivariant: forecasting `c * y + d` gives `c * forecast + d`.
+Axes: N series, M maps, W windows, B windows of one block, L context, H horizon, P places of a season. The mean of a
+context is taken out before the map and put back after it, so the maps are equivariant: forecasting `c * y + d` gives
+`c * forecast + d`.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ JUDGED = 2048  # validation windows that choose between ways to fit, at most
 GROUPS = 8  # groups of them, by which it is known how sure a choice is
 SURE = 2.0  # standard errors by which a gain must exceed nothing
 FEWEST = 4  # groups, and horizons of validation rows of all series, below which a gain says nothing
+# of what the maps leave over at every place of the season in the past: much of it was that year's
+SHARES = (0.3, 0.0, 0.5, 0.7)
+SEASONS = 20.0  # after which a place of the season has half of that share: few say little
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
@@ -41,13 +46,16 @@ Unit: TypeAlias = Literal["series", "window"]
 
 @dataclass(frozen=True)
 class LinearPath:
-    """`forecast = mean + (context - mean) @ weights[map]`, weights `[M, L, H]`.
+    """`forecast = mean + (context - mean) @ weights[map] + pace * profile[row, place]`, weights `[M, L, H]`.
 
-    Map 0 is the one that all series share; series `ids[i]` has map `1 + i` of its own. `penalty` is relative to the
-    mean eigenvalue of the Gram matrix. `losses` holds the mean squared error of every penalty tried on the validation
-    rows, each series in units of its own scale; it is empty when there were none. `unit` is what errors were measured
-    in, `pooling` how strongly single maps are drawn to the shared one (infinite: there are none), and `blend` the
-    shares of the maps of the whole context, its later half, its last quarter, and so on.
+    Map 0 is the one that all series share; series `ids[i]` has row `1 + i`, and a map of its own where M is not 1.
+    `profile` `[1 + N, P, H]` holds `share` of what the maps leave over on average where a forecast begins at this place
+    of the season (its step of the clock modulo P), in units of the context's `pace`, and nothing in row 0, which is for
+    strangers; None: nothing anywhere. `penalty` is relative to the mean eigenvalue of the Gram matrix. `losses` holds
+    the mean squared error of every penalty tried on the validation rows, each series in units of its own scale; it is
+    empty when there were none. `unit` is what errors were measured in, `pooling` how strongly single maps are drawn to
+    the shared one (infinite: there are none), and `blend` the shares of the maps of the whole context, its later half,
+    its last quarter, and so on.
     """
 
     weights: Float
@@ -57,6 +65,13 @@ class LinearPath:
     pooling: float = math.inf
     blend: tuple[float, ...] = (1.0,)
     ids: tuple[Hashable, ...] = ()
+    share: float = 0.0
+    profile: Float | None = None
+
+    @property
+    def season(self) -> int:
+        """Places of the season that the path tells apart."""
+        return 1 if self.profile is None else int(self.profile.shape[1])
 
     @property
     def context_length(self) -> int:
@@ -70,11 +85,11 @@ class LinearPath:
 
     @cached_property
     def places(self) -> dict[Hashable, int]:
-        """The map of every series that has one of its own."""
+        """The row of every series that the path was fitted to."""
         return {name: place for place, name in enumerate(self.ids, 1)}
 
-    def maps_of(self, ids: Sequence[Hashable]) -> Int:
-        """Which map each of these series has, `[N]`; strangers have the shared one."""
+    def rows_of(self, ids: Sequence[Hashable]) -> Int:
+        """Which row each of these series has, `[N]`; strangers have row 0, that of the shared map."""
         return np.array([self.places.get(name, 0) for name in ids], dtype=np.int64)
 
 
@@ -105,6 +120,17 @@ class Block(NamedTuple):
     targets: Float
 
 
+class SeasonSums(NamedTuple):
+    """Sums over the windows that begin at every place of the season, in each series: contexts without their means
+    `[N, P, L]` and targets without those means `[N, P, H]`, both times the context's pace, the squares of that
+    `[N, P]`, and how many windows there are `[N, P]`."""
+
+    x: Float
+    y: Float
+    squares: Float
+    counts: Int
+
+
 class Gram(NamedTuple):
     """Sums over windows, each times the weight of its series, of each series or (M = 1) of all: `X'X` `[M, L, L]`,
     `X'Y` `[M, L, H]`; over all, the sum of `Y²` and of the weights."""
@@ -126,6 +152,8 @@ def fit_linear(
     units: Sequence[Unit] = ("series",),
     poolings: Sequence[float] = (math.inf,),
     blends: Sequence[tuple[float, ...]] = ((1.0,),),
+    season: int = 1,
+    shares: Sequence[float] = (0.0,),
     seed: int | np.random.RandomState | None = None,
 ) -> LinearPath:
     """The ridge map of all windows whose targets end by `train_ends[i]` (an exclusive row of series i; None:
@@ -140,8 +168,10 @@ def fit_linear(
     to its windows and to the pooled windows of all, scaled to the weight of `pooling` average series: a hierarchical
     ridge. Single maps that would hold more than `OWN_NUMBERS` together are not made. blends: shares of the maps of the
     whole context, its later half, its last quarter, ...; averages of linear maps are one linear map, and err less than
-    each. Of several units, poolings and blends the first is taken unless the validation windows are sure of another, by
-    squared and absolute error together (`Trials`): their order matters.
+    each. season, shares: how much of what the maps leave over at every place of a season of so many steps is added, in
+    each series for itself (`with_profile`); nothing where that would hold more than `OWN_NUMBERS`. Of several units,
+    poolings, blends and shares the first is taken unless the validation windows are sure of another, by squared and
+    absolute error together (`Trials`): their order matters.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -183,8 +213,42 @@ def fit_linear(
         path = trials.best(
             fitted(pooling) for pooling in [p for p in poolings if p in single or p == math.inf] or [math.inf]
         )
-        paths.append(blended(path, gram if path.ids else shared, blends, trials))
-    return trials.best(paths)
+        paths.append(blended(path, gram if len(path.weights) > 1 else shared, blends, trials))
+    best = trials.best(paths)
+    if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > OWN_NUMBERS:
+        return best
+    sums = season_sums(chosen, season)
+    return trials.best(with_profile(best, sums, share, panel.ids) for share in shares)
+
+
+def season_sums(windows: Windows, season: int) -> SeasonSums:
+    """Sums of the windows by series and place of the season."""
+    shape, starts = (len(windows.panel), season), windows.panel.starts
+    count = len(windows.panel) * season
+    x, y, squares = np.zeros((count, windows.context)), np.zeros((count, windows.horizon)), np.zeros(count)
+    counts = np.zeros(count, dtype=np.int64)
+    for _, series, rows, contexts, targets in blocks(windows):
+        key = series * season + (starts[series] + rows) % season
+        order = np.argsort(key, kind="stable")
+        key, (centred, mean), speed = key[order], centre(contexts[order]), pace(contexts[order])
+        first = np.flatnonzero(np.diff(key, prepend=-1))
+        x[key[first]] += np.add.reduceat(speed[:, None] * centred, first)
+        y[key[first]] += np.add.reduceat(speed[:, None] * (targets[order] - mean[:, None]), first)
+        squares += np.bincount(key, speed**2, minlength=count)
+        counts += np.bincount(key, minlength=count)
+    return SeasonSums(x.reshape(*shape, -1), y.reshape(*shape, -1), squares.reshape(shape), counts.reshape(shape))
+
+
+def with_profile(path: LinearPath, sums: SeasonSums, share: float, ids: tuple[Hashable, ...]) -> LinearPath:
+    """The path with this share of what its maps leave over at every place of the season in each of the series `ids`, by
+    least squares in the pace of the contexts, and with less of it the fewer windows said so."""
+    if not share:
+        return path
+    maps = path.weights[1:] if len(path.weights) > 1 else path.weights
+    left = sums.y - sums.x @ maps
+    sure = share * sums.counts / (sums.counts + SEASONS) / np.where(sums.squares > 0, sums.squares, np.inf)
+    profile = np.concatenate([np.zeros_like(left[:1]), sure[..., None] * left])
+    return replace(path, share=share, profile=profile, ids=ids)
 
 
 def choose_penalty(weights: list[Float], penalties: Sequence[float], held: Gram) -> tuple[float, dict[float, float]]:
@@ -224,7 +288,7 @@ def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], t
     if max(map(len, blends)) == 1:
         return path
     xx, xy = gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True)
-    if path.ids:
+    if len(path.weights) > 1:
         single = pooled(gram, path.pooling, trials.windows.panel.shares)
         xx, xy = (np.concatenate(parts) for parts in zip((xx, xy), single, strict=True))
     length, parts = path.context_length, []
@@ -292,9 +356,9 @@ class Trials:
         """Squared and absolute error together of every blend, `[G]`, each series in units of its own scale and as often
         as its weight says; nothing where no validation window is wholly observed."""
         sums, count, shares = np.zeros((len(blends), GROUPS, 2)), np.zeros(GROUPS), self.windows.panel.shares
-        for place, series, _, contexts, targets in blocks(self.windows):
-            maps = series + 1 if parts[0].ids else np.zeros_like(series)
-            said = [apply_linear(part, contexts, maps) for part in parts]
+        for place, series, rows, contexts, targets in blocks(self.windows):
+            steps = self.windows.panel.starts[series] + rows
+            said = [apply_linear(part, contexts, series + 1, steps) for part in parts]
             group = self.group[place]
             count += np.bincount(group, shares[series], minlength=GROUPS)
             for number, blend in enumerate(blends):
@@ -325,18 +389,35 @@ def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
     return bool(gain.mean() > max(INDIFFERENCE * other.mean(), SURE * gain.std(ddof=1) / count**0.5))
 
 
-def apply_linear(path: LinearPath, contexts: Float, maps: Int | None = None) -> Float:
-    """Forecasts `[B, H]` of contexts `[B, L]` by `maps` `[B]` (None: the shared map); NaN takes the last value before
-    it, and nothing but NaN stays NaN."""
+def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, steps: Int | None = None) -> Float:
+    """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers) and
+    begin at these steps of the clock `[B]` (None: at none, there is no profile); NaN takes the last value before it,
+    and nothing but NaN stays NaN."""
     centred, mean = centre(contexts)
-    if maps is None or not maps.any():
+    if rows is None or len(path.weights) == 1 or not rows.any():
         forecast: Float = mean[:, None] + centred @ path.weights[0]
-        return forecast
-    forecast = np.empty((len(contexts), path.horizon))
-    order = np.argsort(maps, kind="stable")
-    for rows in np.split(order, np.flatnonzero(np.diff(maps[order])) + 1):
-        forecast[rows] = mean[rows, None] + centred[rows] @ path.weights[maps[rows[0]]]
+    else:
+        forecast = np.empty((len(contexts), path.horizon))
+        order = np.argsort(rows, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
+            forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
+    if path.profile is not None and rows is not None and steps is not None:
+        forecast += pace(contexts)[:, None] * path.profile[rows, steps % path.season]
     return forecast
+
+
+def pace(contexts: Float) -> Float:
+    """How far a context moves from one step to the next, on average from its first value on, `[B]`: more for a busy day
+    than for a calm one, and nothing where it stands still. Holes take the last value.
+
+    >>> pace(np.array([[np.nan, 1.0, 3.0], [5.0, np.nan, 1.0]])).tolist()
+    [2.0, 2.0]
+    """
+    filled, _ = centre(contexts)
+    steps, first = np.abs(np.diff(filled, axis=1)), np.isfinite(contexts).argmax(axis=1)
+    steps[np.arange(steps.shape[1]) < first[:, None]] = 0.0
+    mean: Float = steps.sum(axis=1) / np.maximum(contexts.shape[1] - 1 - first, 1)
+    return mean
 
 
 def series_scales(panel: Panel, ends: Int) -> Float:

@@ -78,10 +78,14 @@ class StreamingForecaster:
             "predict(), or fit without.",
         )
         model, held = forecaster.model_, forecaster._known.state
-        linear = np.zeros((0, model.config.context * model.config.horizon))
-        if forecaster.linear_ is not None:
-            linear = np.array(forecaster.linear_.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
-        readout = Readout(linear, held.maps.cpu().numpy().copy(), float(forecaster.correction_))
+        linear, profile = np.zeros((0, model.config.context * model.config.horizon)), np.zeros((1, 0))
+        path = forecaster.linear_
+        if path is not None:
+            linear = np.array(path.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
+            if path.profile is not None:
+                profile = np.array(path.profile, dtype=np.float64, order="C").reshape(len(path.profile), -1)
+        rows, steps = (part.cpu().numpy().copy() for part in (held.rows, held.steps))
+        readout = Readout(linear, profile, rows, steps, float(forecaster.correction_))
         with torch.no_grad():
             fused = FusedModel(model, held.series)
         return cls(
@@ -129,6 +133,7 @@ class StreamingForecaster:
             )
         self.model.update(rows, values, self.adapt)
         take_in_some(rows, values, *self._fading)
+        self.readout.steps[rows] += 1
 
     def forecast(self, rows: int | ArrayLike) -> Forecast:
         """Forecasts [N, F] and quantiles [N, F, Q] of these series; nothing is changed."""
@@ -154,7 +159,8 @@ class StreamingForecaster:
 
         _, _, own, members, recent, counts, surprise = self._fading
         parts = (torch.from_numpy(part.copy()) for part in (members, recent, counts, surprise, own))
-        return PanelState(self.model.series_state(), torch.from_numpy(self.readout.maps.copy()), FadingState(*parts))
+        rows, steps = (torch.from_numpy(part.copy()) for part in (self.readout.rows, self.readout.steps))
+        return PanelState(self.model.series_state(), rows, steps, FadingState(*parts))
 
     def _checked(self, rows: ArrayLike) -> Int:
         places = np.array(

@@ -21,8 +21,8 @@ from ..core.state import join_rows, map_state, select_rows
 from ..models.timeseries import Encoded, SeriesState, TimeSeriesModel, windows_at
 from .linear import PENALTIES, Gram, choose_penalty, solve
 
-# contexts [B, L], NaN where missing, of series [B] to forecasts [B, F]; float64
-Linear = Callable[[Tensor, Tensor], Tensor]
+# contexts [B, L], NaN where missing, of series [B] before these of their rows [B] to forecasts [B, F]; float64
+Linear = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 REMEMBER = 40  # steps between two passes that renew the memories with which sequences begin
 STARTING = 24  # batches of sequences from which the head's first map is computed
@@ -155,11 +155,11 @@ def forecast_batch(
     said = model.forecast_at(values, state, encoded, row, token, arrived)
     truth = windows_at(values, row, origin + horizon, horizon)
     base = said.level.unsqueeze(-1).expand(-1, horizon)
+    steps = sequences.begin[row] + origin
     if linear is not None:
         both = torch.cat([state.window, values], 1)
-        straight = linear(windows_at(both, row, context + origin, context), series[row])
+        straight = linear(windows_at(both, row, context + origin, context), series[row], steps)
         base = torch.where(straight.isnan(), base, straight)
-    steps = sequences.begin[row] + origin
     return Batch(base, said.shift, said.offsets, said.scale, truth, rows.units[series[row]], series[row], steps)
 
 

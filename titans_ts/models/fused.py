@@ -7,7 +7,8 @@ What is computed is `TimeSeriesModel.encode` and `forecast` with the LMM wiring,
 The functions are compiled when they are first called; numba is imported with this file, and this file by its users
 only.
 
-N series, L context, D model, H head, K key or token that the head sees, P patch, F future step, Q quantile, M map.
+N series, L context, D model, H head, K key or token that the head sees, P patch, F future step, Q quantile, M map, C
+place of a season.
 """
 
 import math
@@ -88,12 +89,15 @@ class Sizes(NamedTuple):
 class Readout(NamedTuple):
     """What makes a forecast in the units of the series of what the head says.
 
-    linear: maps of the centred window to its future, [M, L * F]; M may be 0. maps: which one each series has, [N].
-    correction: factor on the head's expected value.
+    linear: maps of the centred window to its future, [M, L * F]; M may be 0. profile: what each series has at every
+    place of the season beside, [N, C * F]; C may be 0. rows: which row of either each series has, [N]; a single map is
+    everybody's. steps: which step of the clock comes next, [N]. correction: factor on the head's expected value.
     """
 
     linear: NDArray[np.float64]
-    maps: NDArray[np.int64]
+    profile: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    steps: NDArray[np.int64]
     correction: float
 
 
@@ -303,9 +307,10 @@ def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, 
 
 @compiled
 @no_type_check
-def foresee(sizes, weights, linear, correction, state, exact, counts, work, wide, point, offsets):
+def foresee(sizes, weights, linear, profile, correction, state, exact, counts, work, wide, point, offsets):
     """The forecast of one series: point [F], the head's quantiles around it [F, Q], and the scale of its window.
-    linear: its map [L F], flat; work: of the network's precision, wide: [L] in float64."""
+    linear: its map [L F], flat; profile: what is added in units of the window's pace [F], or nothing; work: of the
+    network's precision, wide: [L] in float64."""
     kind = weights.dtype.type
     dim, patch, seen, rank, context = sizes.dim, sizes.patch, sizes.seen, sizes.rank, sizes.context
     horizon, levels, steps = sizes.horizon, sizes.quantiles, sizes.horizon + sizes.patch
@@ -367,15 +372,22 @@ def foresee(sizes, weights, linear, correction, state, exact, counts, work, wide
     through_rows(near_out, last[dim:], more)
 
     if count and len(linear):
-        held = 0.0
+        held, moved, first = 0.0, 0.0, -1
         for i in range(context):
             value = exact[(position + i) % context]
             if not math.isnan(value):
+                if first < 0:
+                    first = i
+                else:
+                    moved += abs(value - mean - held)
                 held = value - mean
             wide[i] = held
+        moved /= max(context - 1 - first, 1)
         through(linear, wide, point)
         for f in range(horizon):
             point[f] += mean
+        for f in range(len(profile)):
+            point[f] += moved * profile[f]
     else:
         point[:] = level
     for f in range(horizon):
@@ -423,24 +435,28 @@ all_updates = njit(cache=True, parallel=True)(_all_updates)
 
 @compiled
 @no_type_check
-def some_forecasts(first, last, sizes, weights, linear, maps, correction, rows, state, exact, counts, work, wide,
-                   points, offsets, scales):  # fmt: skip
+def some_forecasts(first, last, sizes, weights, linear, profile, own, steps, correction, rows, state, exact, counts,
+                   work, wide, points, offsets, scales):  # fmt: skip
     """The forecasts of the rows from place `first` to before `last`."""
     for i in range(first, last):
         r = rows[i]
-        own = linear[maps[r]] if len(linear) else wide[:0]
+        map_ = linear[own[r] if len(linear) > 1 else 0] if len(linear) else wide[:0]
+        beside = wide[:0]
+        if profile.shape[1]:
+            place = steps[r] % (profile.shape[1] // sizes.horizon) * sizes.horizon
+            beside = profile[own[r], place : place + sizes.horizon]
         scales[i] = foresee(
-            sizes, weights, own, correction, state[r], exact[r], counts[r], work, wide, points[i], offsets[i]
+            sizes, weights, map_, beside, correction, state[r], exact[r], counts[r], work, wide, points[i], offsets[i]
         )  # fmt: skip
 
 
 @no_type_check
-def _all_forecasts(parts, sizes, weights, linear, maps, correction, rows, state, exact, counts, work, wide, points,
-                   offsets, scales):  # fmt: skip
+def _all_forecasts(parts, sizes, weights, linear, profile, own, steps, correction, rows, state, exact, counts, work,
+                   wide, points, offsets, scales):  # fmt: skip
     for part in prange(parts):
         some_forecasts(
-            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, maps, correction, rows,
-            state, exact, counts, work[part], wide[part], points, offsets, scales,
+            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, profile, own, steps,
+            correction, rows, state, exact, counts, work[part], wide[part], points, offsets, scales,
         )  # fmt: skip
 
 
