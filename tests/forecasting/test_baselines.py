@@ -18,6 +18,7 @@ from titans_ts.forecasting.linear import (
     blocks,
     draw,
     fit_linear,
+    pace,
     places,
     series_scales,
     solve,
@@ -366,6 +367,57 @@ def test_a_blend_is_the_average_of_the_forecasts_of_nested_contexts():
             np.testing.assert_allclose(scales, 1, rtol=0.05)
             expected += each * apply_linear(part, contexts[:, -size:])
         np.testing.assert_allclose(apply_linear(whole, contexts), expected, rtol=2e-3)
+
+
+def seasonal_jumps(rows=700, season=7):
+    """Three noisy series; after every third place of the season the second jumps, and comes back."""
+    values = np.random.default_rng(4).normal(size=(rows, 3))
+    values[3::season, 1] += 5
+    return read(values)[0]
+
+
+def test_a_profile_tells_what_a_short_context_does_not():
+    panel, none, whole = (
+        seasonal_jumps(),
+        *(fit_linear(seasonal_jumps(), 3, 2, penalties=(1e-2,), season=7, shares=(share,)) for share in (0.0, 1.0)),
+    )
+    assert none.profile is None
+    assert none.season == 1
+    assert whole.profile.shape == (4, 7, 2)
+    assert not whole.profile[0].any()  # strangers have none
+    contexts = np.stack([panel.series(1)[at - 3 : at] for at in range(450, 470)])
+    steps, rows = np.arange(450, 470), np.full(20, 2)
+    plain, told = (apply_linear(path, contexts, rows, steps) for path in (none, whole))
+    jump = (steps % 7) == 3
+    assert told[jump, 0].mean() - plain[jump, 0].mean() > 1.5
+    assert np.abs(told[~jump] - plain[~jump])[:, 0].max() < 1.5
+    np.testing.assert_array_equal(apply_linear(whole, contexts), plain)  # nobody's, and at no step
+    np.testing.assert_array_equal(apply_linear(whole, contexts, 0 * rows, steps), plain)
+
+
+def test_a_profile_is_what_least_squares_in_the_pace_of_the_windows_leaves_over():
+    panel = seasonal_jumps()
+    path = fit_linear(panel, 3, 2, penalties=(1e-2,), poolings=(1.0,), season=7, shares=(0.5,))
+    bare = replace(path, profile=None)
+    steps = np.arange(3, 699)
+    contexts = np.stack([panel.series(2)[at - 3 : at] for at in steps])
+    left = np.stack([panel.series(2)[at : at + 2] for at in steps]) - apply_linear(bare, contexts, np.full(696, 3))
+    speed, count = pace(contexts)[:, None], np.bincount(steps % 7)
+    for place in range(7):
+        here = steps % 7 == place
+        slope = (speed * left)[here].sum(0) / (speed**2)[here].sum()
+        share = 0.5 * count[place] / (count[place] + 100)
+        np.testing.assert_allclose(path.profile[3, place], share * slope, atol=1e-10)
+
+
+def test_the_share_of_a_profile_is_chosen_on_the_validation_rows():
+    ends = np.full(3, 500)
+    repeating = fit_linear(seasonal_jumps(), 3, 2, train_ends=ends, season=7, shares=(0.3, 0.0, 1.0))
+    assert repeating.share == 1.0
+    panel = seasonal_jumps()
+    panel.values.reshape(3, -1)[1, 500:] = panel.values.reshape(3, -1)[1, 497:-3]  # the jumps move on by three places
+    moved = fit_linear(panel, 3, 2, train_ends=ends, season=7, shares=(0.3, 0.0, 1.0))
+    assert moved.share == 0.0
 
 
 def test_a_blended_path_forecasts_scaled_and_shifted_data_alike():

@@ -24,6 +24,7 @@ def fitted(**changes):
     options = {
         "horizon": 6,
         "context_length": 24,
+        "season_length": 19,
         "model": backbone,
         "train": TrainConfig(steps=5, checks=1),
         "random_state": 0,
@@ -36,6 +37,7 @@ def forecaster(request):
     made = fitted(depth=request.param)
     made.model_.double()
     made.correction_ = 0.7  # whatever validation said: all parts are to be seen
+    assert made.linear_.profile.any()
     state = made._start(panel_of(made, PAST))
     made._known = made._known.__class__(made._known.ids, made._known.ends, made._known.phases, made._known.clock, state)
     return made

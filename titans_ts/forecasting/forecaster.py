@@ -97,8 +97,8 @@ class TitansForecaster(PanelForecaster):
     `fit` learns a closed-form linear path and a Titans backbone that corrects it, one model for all series, and leaves
     every series with a state of its own. Beside them every series has fading memories of its level, trend and season,
     which say more than a shared map where series are short; the validation rows decide on their share. Where those say
-    so, the linear path has a map for each series, drawn towards the shared one; a series with an unknown id has the
-    shared map. `update` moves those states over new rows, in time that does not depend on the length of the past and
+    so, the linear path has a map for each series, drawn towards the shared one, and a share of what the maps leave over
+    at each place of the season; a series with an unknown id has the shared map alone. `update` moves those states over new rows, in time that does not depend on the length of the past and
     without an optimiser: the neural memory inside rewrites itself (Behrouz et al., "Titans: Learning to Memorize at
     Test Time"). `predict` reads the states and
     changes nothing.

@@ -36,7 +36,7 @@ SURE = 2.0  # standard errors by which a gain must exceed nothing
 FEWEST = 4  # groups, and horizons of validation rows of all series, below which a gain says nothing
 # of what the maps leave over at every place of the season in the past: much of it was that year's
 SHARES = (0.3, 0.0, 0.5, 0.7)
-SEASONS = 20.0  # after which a place of the season has half of that share: few say little
+SEASONS = 100.0  # after which a place of the season has half of that share: few say little
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
