@@ -98,9 +98,9 @@ class TitansForecaster(PanelForecaster):
     every series with a state of its own. Beside them every series has fading memories of its level, trend and season,
     which say more than a shared map where series are short; the validation rows decide on their share. Where those say
     so, the linear path has a map for each series, drawn towards the shared one, and a share of what the maps leave over
-    at each place of the season; a series with an unknown id has the shared map alone. `update` moves those states over new rows, in time that does not depend on the length of the past and
-    without an optimiser: the neural memory inside rewrites itself (Behrouz et al., "Titans: Learning to Memorize at
-    Test Time"). `predict` reads the states and
+    at each place of the season; a series with an unknown id has the shared map alone. `update` moves those states over
+    new rows, in time that does not depend on the length of the past and without an optimiser: the neural memory inside
+    rewrites itself (Behrouz et al., "Titans: Learning to Memorize at Test Time"). `predict` reads the states and
     changes nothing.
 
     `fit(y, sample_weight={"a": 2, "b": 0, ...})` says how much each series counts in what all of them share: in the
