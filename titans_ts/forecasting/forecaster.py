@@ -360,7 +360,8 @@ class TitansForecaster(PanelForecaster):
         earlier = None
         whole = np.maximum(ends - self.horizon, 0).mean()  # windows of a series in its training rows
         if settings.linear and whole >= LONG * context and (said.origins >= ends[said.series]).any():
-            trained = said_by_linear(path, panel, np.zeros_like(ends), ends, BEFORE * len(said.series))
+            most = min(BEFORE * len(said.series), JUDGED)
+            trained = said_by_linear(path, panel, np.zeros_like(ends), ends, most)
             trained = trained.at(in_proportion(panel, trained.series))
             earlier = judge(trained, fading, more, panel, scales, horizons)
         calibration = calibrate(
