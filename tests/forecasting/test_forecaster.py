@@ -1199,7 +1199,9 @@ def test_a_series_that_begins_with_zeros_obeys_other_units_too():
 @pytest.mark.parametrize(("length", "told"), [(600, True), (100, False)])
 def test_training_rows_of_long_series_tell_too_how_wide_intervals_are(length, told, monkeypatch):
     calm = np.arange(length) < 0.8 * length
-    y = np.sin(2 * np.pi * np.arange(length) / 7) + np.random.default_rng(0).normal(size=length) * np.where(calm, 0.1, 1)
+    y = np.sin(2 * np.pi * np.arange(length) / 7) + np.random.default_rng(0).normal(size=length) * np.where(
+        calm, 0.1, 1
+    )
     one = make(train=LINEAR).fit(y)
     monkeypatch.setattr(module, "LONG", float("inf"))
     other = make(train=LINEAR).fit(y)

@@ -218,35 +218,36 @@ def calibrate(
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
     share = mixed_share(truth, chosen, fading, ripe, scale, judged.horizons, powers) if mix else 0.0
 
-    errors = np.full(judged.truth.shape, np.nan)
-    errors[moving] = truth - mixed(centres[1], fading, share * ripe[:, None])
-    later = len(errors)
-    series, unit = np.concatenate([group.series for group in groups]), np.concatenate(units)
+    errors = truth - mixed(centres[1], fading, share * ripe[:, None])
+    series, unit, later = judged.series[moving], units[0][moving], np.arange(moving.sum())
     if earlier is not None:
-        before = mixed(earlier.main, earlier.fading, share * earlier.ripe[:, None])
-        errors = np.concatenate([errors, earlier.truth - before])
+        before = earlier.truth - mixed(earlier.main, earlier.fading, share * earlier.ripe[:, None])
+        errors, unit = np.concatenate([errors, before]), np.concatenate([unit, units[1]])
+        series = np.concatenate([series, earlier.series])
     seen = np.isfinite(errors).any(1)
     telling = seen & (unit > STILL * means_of(unit[seen], series[seen], count)[series])
-    later = int(telling[:later].sum())
+    later = later[telling[: len(later)]]
     errors, series, unit = errors[telling], series[telling], unit[telling]
     habits[1:, 0] = own_sizes(errors / unit[:, None], series, count, judged.horizons)
     unit = unit * habits[1 + series, 0]
     table = covering_table(errors, unit, levels)
-    if head is None or intervals == "conformal" or not later:
+    if head is None or intervals == "conformal":
         return Calibration(mean, median, share, 0.0, 1.0, table, habits)
 
-    # Of the head there are the later windows alone: it is made as wide there as it takes, and then what those windows
-    # are more restless than all of them is taken back.
-    around = around_median(head[telling[: len(moving)][moving]], levels)
-    errors, unit, scale = errors[:later], unit[:later], scale[telling[: len(moving)][moving]]
+    # There are heads in the later windows alone: they are as wide as these want it, and then narrower by what these
+    # are more restless than all windows.
+    around, scale = around_median(head[later], levels), scale[later]
+    errors, unit = errors[: len(later)], unit[: len(later)]
     offsets = unit[:, None, None] * table
     restless = 1.0 if earlier is None else covering(errors, offsets, levels)
     width = covering(errors, around, levels)
     if intervals == "head":
         return Calibration(mean, median, share, 1.0, width / restless, table, habits)
-    half = later // 2
+    half = len(later) // 2
+    if not half:
+        return Calibration(mean, median, share, 0.0, 1.0, table, habits)
     tables = [covering_table(errors[part], unit[part], levels) for part in (slice(half, None), slice(half))]
-    cross = np.repeat(np.stack(tables), [half, later - half], axis=0) * unit[:, None, None]
+    cross = np.repeat(np.stack(tables), [half, len(later) - half], axis=0) * unit[:, None, None]
     best = min(
         PARTS,
         key=lambda part: pinball(

@@ -120,7 +120,8 @@ class TitansForecaster(PanelForecaster):
         in units of what each series is restless by (normalised split conformal prediction); how large its own errors
         were scales them where more than one horizon was validated. "head": those of the quantile head. "auto": the
         former, or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
-        interval to cover what it says on the validation rows.
+        interval to cover what it says on the validation rows, and where series are long on training rows besides, so
+        that one restless or calm season does not decide.
     point: "mean" or "median", what the point forecast is.
     non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
         which are cut there at the last, covariates included. Negative values in the data are then an error.
