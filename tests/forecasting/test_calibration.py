@@ -93,6 +93,47 @@ def test_a_calm_window_of_a_restless_series_keeps_a_width():
     np.testing.assert_allclose(np.ptp(calm, axis=-1), 0.5 * np.ptp(usual, axis=-1))
 
 
+def test_windows_that_stood_still_for_long_say_nothing_of_the_others():
+    data = judged()
+    still = np.arange(WINDOWS) // SERIES == 3  # one window of each series, whose next move is endless in its unit
+    unit = np.where(still, 1e-12, 1.0) * data.unit
+    for series_that_stood in (np.ones(WINDOWS, bool), data.series < 3):
+        some = still & series_that_stood
+        mixed = data._replace(unit=np.where(some, unit, data.unit), surprise=np.where(some, unit, data.unit))
+        without = Judged(*(part[~some] if isinstance(part, np.ndarray) else part for part in data))
+        tables = [calibrate(each, LEVELS, mix=False, count=SERIES).table for each in (mixed, without)]
+        np.testing.assert_allclose(*tables, rtol=1e-6, atol=1e-9)
+
+
+def inside(calibration, data):
+    said = calibration.forecast(
+        data.main, data.fading, data.ripe, data.head, data.unit, data.unit, 1 + data.series, LEVELS
+    )[2]
+    return ((said[..., 0] < data.truth) & (data.truth < said[..., -1])).mean()
+
+
+@pytest.mark.parametrize("intervals", ["conformal", "auto", "head"])
+def test_training_rows_tell_too_how_large_errors_are(intervals):
+    normal = np.array([-1.28, -0.84, -0.52, -0.25, 0.0, 0.25, 0.52, 0.84, 1.28])
+    restless = judged(head=0.3 * normal * np.arange(1, HORIZON + 1)[:, None], noise=3.0)
+    calm = judged(seed=1)
+    alone, both, same = (
+        calibrate(restless, LEVELS, intervals, mix=False, earlier=earlier)
+        for earlier in (None, calm, restless._replace(head=None))
+    )
+    assert inside(alone, restless) == pytest.approx(0.8, abs=0.03)
+    assert inside(same, restless) == pytest.approx(0.8, abs=0.03)
+    share = [inside(both, restless), inside(both, calm._replace(head=restless.head))]
+    assert np.mean(share) == pytest.approx(0.8, abs=0.03)
+    assert share[0] < 0.7 < 0.9 < share[1]
+
+
+def test_training_rows_do_not_say_what_the_forecast_is():
+    data = judged(0.0, 4.0)
+    other = judged(4.0, 0.0)
+    assert calibrate(data, LEVELS, earlier=other).fading == calibrate(data, LEVELS).fading
+
+
 def test_series_that_were_not_judged_and_strangers_have_the_least_unit_of_the_others():
     data = judged()
     some = data._replace(series=data.series % 10, unit=3 * data.unit)

@@ -1194,3 +1194,19 @@ def test_a_series_that_begins_with_zeros_obeys_other_units_too():
     linear = TrainConfig(steps=0)
     one, other = make(train=linear).fit(y).predict(), make(train=linear).fit(1024 * y).predict() / 1024
     np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("length", "told"), [(600, True), (100, False)])
+def test_training_rows_of_long_series_tell_too_how_wide_intervals_are(length, told, monkeypatch):
+    calm = np.arange(length) < 0.8 * length
+    y = np.sin(2 * np.pi * np.arange(length) / 7) + np.random.default_rng(0).normal(size=length) * np.where(
+        calm, 0.1, 1
+    )
+    one = make(train=LINEAR).fit(y)
+    monkeypatch.setattr(module, "LONG", float("inf"))
+    other = make(train=LINEAR).fit(y)
+    widths = [np.ptp(each.predict(level=80)[:, -2:], axis=1).mean() for each in (one, other)]
+    if told:
+        assert 0.2 < widths[0] / widths[1] < 0.8
+    else:
+        assert widths[0] == widths[1]

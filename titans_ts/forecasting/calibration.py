@@ -5,6 +5,7 @@ Axes: N series, W windows, F future step, Q quantile level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
@@ -24,6 +25,7 @@ UNDECIDED = 0.5  # their share before anything was validated
 DOUBT = 0.2
 PARTS = (0.0, 0.5)  # of the head's quantiles: it is silent where a window stands still, and may not speak alone
 LEAST = 0.5  # of the mean unit of a series is the least that one of its windows has: calm does not last
+STILL = 0.4  # of it, and less: the series has stood still for so long that the error of its next move says nothing
 OWN = 1.0  # horizons behind the first whose errors say as much about a series as those of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
@@ -179,6 +181,7 @@ def calibrate(
     intervals: Intervals = "auto",
     point: Literal["mean", "median"] = "mean",
     *,
+    earlier: Judged | None = None,
     count: int | None = None,
     mix: bool = True,
 ) -> Calibration:
@@ -189,57 +192,91 @@ def calibrate(
     "conformal" takes the table alone, "head" the head alone, "auto" the mean of both where that has less pinball loss
     than the table; the table is judged crosswise, each half of the windows by that of the other half. point: which
     errors choose the shares of the forecast that is asked for, squared and absolute ones together ("mean") or the
-    absolute ones. count: how many series there are; None: as many as have windows. mix: whether the fading memories may
-    take part.
+    absolute ones. earlier: windows of the training rows, whose errors tell as well how large errors are: a validation
+    part that was calm, or restless, is not the whole of a series. count: how many series there are; None: as many as
+    have windows. mix: whether the fading memories may take part.
     """
-    series, truth, main, fading, ripe, head, unit, surprise, scale, horizons = judged
-    habits = np.tile([1.0, 0.0], (1 + (int(series.max(initial=-1)) + 1 if count is None else count), 1))
-    seen = np.isfinite(truth).any(1)
-    usual = means_of(surprise[seen], series[seen], len(habits) - 1)
-    habits[1:, 1] = LEAST * means_of(unit[seen], series[seen], len(habits) - 1) / np.where(usual > 0, usual, np.inf)
-    known = habits[:, 1] > 0
-    habits[~known, 1] = np.median(habits[known, 1]) if known.any() else 0.0  # who was not judged is as the others are
-    unit = own_unit(unit, surprise, habits[1 + series])
-    telling = (unit > 0) & seen  # a series that stands still is forecast without an error
-    series = series[telling]
-    truth, main, fading, ripe, unit, scale = (part[telling] for part in (truth, main, fading, ripe, unit, scale))
-    if not telling.any():
-        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, unit, levels), habits)
+    count = int(judged.series.max(initial=-1)) + 1 if count is None else count
+    groups = [judged] if earlier is None else [judged, earlier]
+    habits = usual_units(groups, count)
+    units = [own_unit(group.unit, group.surprise, habits[1 + group.series]) for group in groups]
+    moving = (units[0] > 0) & np.isfinite(judged.truth).any(1)  # who stands still is forecast without an error
+    truth, main, fading, ripe, scale = (
+        part[moving] for part in (judged.truth, judged.main, judged.fading, judged.ripe, judged.scale)
+    )
+    if not moving.any():
+        return Calibration(
+            0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, units[0][moving], levels), habits
+        )
+    head = None if judged.head is None else judged.head[moving]
     mean = median = 0.0
     if head is not None:
-        head = head[telling]
         middle = main + at_median(head, levels)
         errors_of = partial(stretches, truth, scale=scale)
         mean, median = (float(surely_less(errors_of(middle, power=p), errors_of(main, power=p))) for p in (2, 1))
     centres = [main if not share else middle for share in (mean, median)]
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
-    share = mixed_share(truth, chosen, fading, ripe, scale, horizons, powers) if mix else 0.0
+    share = mixed_share(truth, chosen, fading, ripe, scale, judged.horizons, powers) if mix else 0.0
+
     errors = truth - mixed(centres[1], fading, share * ripe[:, None])
-    habits[1:, 0] = own_sizes(errors / unit[:, None], series, len(habits) - 1, horizons)
+    series, unit, later = judged.series[moving], units[0][moving], np.arange(moving.sum())
+    if earlier is not None:
+        before = earlier.truth - mixed(earlier.main, earlier.fading, share * earlier.ripe[:, None])
+        errors, unit = np.concatenate([errors, before]), np.concatenate([unit, units[1]])
+        series = np.concatenate([series, earlier.series])
+    seen = np.isfinite(errors).any(1)
+    telling = seen & (unit > STILL * means_of(unit[seen], series[seen], count)[series])
+    later = later[telling[: len(later)]]
+    errors, series, unit = errors[telling], series[telling], unit[telling]
+    habits[1:, 0] = own_sizes(errors / unit[:, None], series, count, judged.horizons)
     unit = unit * habits[1 + series, 0]
-
-    def covering_table(windows: slice) -> Float:
-        table = error_table(errors[windows], unit[windows], levels)
-        return table * covering(errors[windows], unit[windows, None, None] * table, levels)
-
-    table = covering_table(slice(None))
+    table = covering_table(errors, unit, levels)
     if head is None or intervals == "conformal":
         return Calibration(mean, median, share, 0.0, 1.0, table, habits)
-    around = around_median(head, levels)
+
+    # There are heads in the later windows alone: they are as wide as these want it, and then narrower by what these
+    # are more restless than all windows.
+    around, scale = around_median(head[later], levels), scale[later]
+    errors, unit = errors[: len(later)], unit[: len(later)]
+    offsets = unit[:, None, None] * table
+    restless = 1.0 if earlier is None else covering(errors, offsets, levels)
     width = covering(errors, around, levels)
     if intervals == "head":
-        return Calibration(mean, median, share, 1.0, width, table, habits)
-    half = len(errors) // 2
-    tables = [covering_table(windows) for windows in (slice(half, None), slice(half))]
-    cross = np.repeat(np.stack(tables), [half, len(errors) - half], axis=0) * unit[:, None, None]
+        return Calibration(mean, median, share, 1.0, width / restless, table, habits)
+    half = len(later) // 2
+    if not half:
+        return Calibration(mean, median, share, 0.0, 1.0, table, habits)
+    tables = [covering_table(errors[part], unit[part], levels) for part in (slice(half, None), slice(half))]
+    cross = np.repeat(np.stack(tables), [half, len(later) - half], axis=0) * unit[:, None, None]
     best = min(
         PARTS,
         key=lambda part: pinball(
             errors / scale[:, None], (part * width * around + (1 - part) * cross) / scale[:, None, None], levels
         ),
     )
-    both = covering(errors, best * width * around + (1 - best) * unit[:, None, None] * table, levels) if best else 1.0
-    return Calibration(mean, median, share, best, both * width, both * table, habits)
+    both = covering(errors, best * width * around + (1 - best) * restless * offsets, levels) if best else 1.0
+    return Calibration(mean, median, share, best, both * width / restless, both * table, habits)
+
+
+def usual_units(groups: Sequence[Judged], count: int) -> Float:
+    """`Calibration.habits` of so many series before the sizes of their errors are known: the least that their units
+    are, by all of these windows. Who was not judged is as the others are."""
+    series, unit, surprise, seen = (
+        np.concatenate(parts)
+        for parts in zip(*((g.series, g.unit, g.surprise, np.isfinite(g.truth).any(1)) for g in groups), strict=True)
+    )
+    habits = np.tile([1.0, 0.0], (1 + count, 1))
+    usual = means_of(surprise[seen], series[seen], count)
+    habits[1:, 1] = LEAST * means_of(unit[seen], series[seen], count) / np.where(usual > 0, usual, np.inf)
+    known = habits[:, 1] > 0
+    habits[~known, 1] = np.median(habits[known, 1]) if known.any() else 0.0
+    return habits
+
+
+def covering_table(errors: Float, unit: Float, levels: tuple[float, ...]) -> Float:
+    """`error_table`, as wide as it takes to cover these errors."""
+    table = error_table(errors, unit, levels)
+    return table * covering(errors, unit[:, None, None] * table, levels)
 
 
 def means_of(values: Float, series: Int, count: int) -> Float:

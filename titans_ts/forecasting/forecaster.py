@@ -72,6 +72,8 @@ from .training import Batch, Rows, TrainConfig, train
 
 _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
+LONG = 8  # the same in one series, from which on the errors of its training rows tell how large errors are
+BEFORE = 2  # windows of training rows that tell so, for each one of validation rows
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
 LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates", "calendar")  # parameters of names
 POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of single series are drawn to the shared one
@@ -121,7 +123,8 @@ class TitansForecaster(PanelForecaster):
         in units of what each series is restless by (normalised split conformal prediction); how large its own errors
         were scales them where more than one horizon was validated. "head": those of the quantile head. "auto": the
         former, or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
-        interval to cover what it says on the validation rows.
+        interval to cover what it says on the validation rows, and where series are long on training rows besides, so
+        that one restless or calm season does not decide.
     point: "mean" or "median", what the point forecast is.
     non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
         which are cut there at the last, covariates included. Negative values in the data are then an error.
@@ -356,9 +359,9 @@ class TitansForecaster(PanelForecaster):
                 settings.linear or said is not None,
                 "no series is long enough to train on: leave the linear path on (train__linear).",
             )
-            said = said_by_linear(path, panel, ends)
+            said = said_by_linear(path, panel, ends, panel.lengths)
             if not np.isfinite(said.truth).any():  # nothing was observed in the validation rows
-                said = said_by_linear(path, panel, panel.lengths)
+                said = said_by_linear(path, panel, np.zeros_like(ends), panel.lengths)
         require(
             self.intervals != "head" or said.head is not None,
             "intervals='head' needs a trained head, and nothing was trained: train for some steps, on longer series, "
@@ -367,7 +370,16 @@ class TitansForecaster(PanelForecaster):
         said = said.at(in_proportion(panel, said.series))
         horizons = validated_horizons(said, panel, ends, context)
         judged = judge(said, fading, more, panel, scales, horizons)
-        calibration = calibrate(judged, self.levels_, self.intervals, self.point, count=len(panel), mix=settings.fading)
+        earlier = None
+        whole = np.maximum(ends - self.horizon, 0).mean()  # windows of a series in its training rows
+        if settings.linear and whole >= LONG * context and (said.origins >= ends[said.series]).any():
+            most = min(BEFORE * len(said.series), JUDGED)
+            trained = said_by_linear(path, panel, np.zeros_like(ends), ends, most)
+            trained = trained.at(in_proportion(panel, trained.series))
+            earlier = judge(trained, fading, more, panel, scales, horizons)
+        calibration = calibrate(
+            judged, self.levels_, self.intervals, self.point, earlier=earlier, count=len(panel), mix=settings.fading
+        )
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
@@ -640,12 +652,13 @@ class Said(NamedTuple):
         return Said(series[rows], origins[rows], truth[rows], main[rows], head, deviation[rows])
 
 
-def said_by_linear(path: LinearPath, panel: Panel, ends: Int) -> Said:
-    """Forecasts of the linear path alone for the rows from `ends` on, or of all rows where there are none."""
-    windows = windows_between(panel, path.context_length, path.horizon, ends, panel.lengths)
+def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: int = JUDGED) -> Said:
+    """Forecasts of the linear path alone for rows `begin[i], ..., stop[i] - 1`, or for all rows where those are none:
+    of `most` windows by chance."""
+    windows = windows_between(panel, path.context_length, path.horizon, begin, stop)
     if not windows.total:
-        windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(ends), panel.lengths)
-    series, origins = places(draw(windows, JUDGED, np.random.default_rng(0)))
+        windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(begin), panel.lengths)
+    series, origins = places(draw(windows, most, np.random.default_rng(0)))
     order = np.argsort(origins / panel.lengths[series], kind="stable")
     series, origins = series[order], origins[order]
     contexts, truth = cut(windows, series, origins)
