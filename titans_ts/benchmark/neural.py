@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,11 @@ BUDGET = {"max_steps": 600, "learning_rate": 1e-3, "batch_size": 1, "windows_bat
 SILENT = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-def fit_peer(model: str, rows: Float, context: int, horizon: int, seed: int) -> Any:
-    """One of `SIZES` trained on the rows [T, N]: a torch module of contexts `{"insample_y": [B, L, 1]}`."""
+def import_peers(model: str) -> tuple[Any, Any, Any]:
+    """neuralforecast's forecaster, models and losses, or the error that says how to install it for `model`."""
     try:
         from neuralforecast import NeuralForecast, models
-        from neuralforecast.losses.pytorch import MSE
+        from neuralforecast.losses import pytorch as losses
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{model} needs neuralforecast, which brings Lightning and Ray: pip install neuralforecast titans-ts in an "
@@ -39,20 +40,36 @@ def fit_peer(model: str, rows: Float, context: int, horizon: int, seed: int) -> 
         ) from error
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    length, columns = rows.shape
-    frame = pd.DataFrame(
+    return NeuralForecast, models, losses
+
+
+def frame_of(series: Sequence[Float]) -> pd.DataFrame:
+    """Series [T] of any lengths as neuralforecast wants them, by number and step.
+
+    >>> frame_of([np.zeros(2), np.ones(1)])["unique_id"].tolist()
+    [0, 0, 1]
+    """
+    return pd.DataFrame(
         {
-            "unique_id": np.repeat(np.arange(columns), length),
-            "ds": np.tile(np.arange(length), columns),
-            "y": rows.T.ravel().astype(np.float32),
+            "unique_id": np.repeat(np.arange(len(series)), [len(each) for each in series]),
+            "ds": np.concatenate([np.arange(len(each)) for each in series]),
+            "y": np.concatenate(series).astype(np.float32),
         }
     )
-    options = {**SIZES[model], **BUDGET, **SILENT, "accelerator": "cpu", "devices": 1, "random_seed": seed}
-    peer = getattr(models, model)(h=horizon, input_size=context, loss=MSE(), **options)
+
+
+def fit_peer(model: str, rows: Float, context: int, horizon: int, seed: int, **changes: Any) -> Any:
+    """One of `SIZES` trained on the rows [T, N]: a torch module of contexts `{"insample_y": [B, L, 1]}`.
+
+    changes: to `BUDGET`, such as `max_steps`.
+    """
+    NeuralForecast, models, losses = import_peers(model)
+    options = {**SIZES[model], **BUDGET, **SILENT, "accelerator": "cpu", "devices": 1, "random_seed": seed, **changes}
+    peer = getattr(models, model)(h=horizon, input_size=context, loss=losses.MSE(), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         forecaster = NeuralForecast([peer], freq=1)
-        forecaster.fit(frame, val_size=0)
+        forecaster.fit(frame_of(list(rows.T)), val_size=0)
     return forecaster.models[0].eval()
 
 

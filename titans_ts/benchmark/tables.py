@@ -15,6 +15,7 @@ from typing import Any
 from . import ablation as parts_of
 from . import gift as gift_eval
 from . import ltsf as long_horizon
+from . import train as training
 from .panels import OURS, PEERS, SETS
 from .prices import prices_table
 
@@ -182,6 +183,30 @@ def ltsf(folder: Path) -> str:
         for h in horizons
     ]
     return "\n\n".join([*tables, markdown(["set", "horizon", *map("".join, ours)], covered)])
+
+
+def train(folder: Path) -> str:
+    """What training costs: of every learner its cheapest fit that reaches the target (where none does, that with the
+    least error), relative to the peer's; and the least error of its ladder."""
+    run = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    ladders = {name: [row for row in run["rows"] if row["learner"] == name] for name in training.LADDERS}
+    first = {name: training.cheapest(rows, run["target"]) for name, rows in ladders.items()}
+    peer = first[training.PEER]
+    head = ["learner", "steps tried", f"first at {run['target']} or below", "MSE", "MAE", "fit, CPU s"]
+    head += [f"of {training.PEER}'s", "peak, MB", "of them by the fit, MB", "least MSE", "its fit, CPU s"]
+    lines = []
+    for name, rows in ladders.items():
+        if not rows:
+            continue
+        best, found = min(rows, key=lambda row: float(row["mse"])), first[name]
+        shown = found or best
+        steps = ", ".join(str(row["steps"]) for row in rows) if rows[0]["steps"] else "-"
+        reached = "not reached" if found is None else f"{found['steps']} steps" if found["steps"] else "yes"
+        share = f"{found['fit_cpu_s'] / peer['fit_cpu_s']:.0%}" if found and peer else ""
+        numbers = [f"{shown['mse']:.4f}", f"{shown['mae']:.4f}", f"{shown['fit_cpu_s']:.1f}", share]
+        memory = [f"{shown['peak_rss_mb']:,}", f"{shown['rise_mb']:,}"]
+        lines.append([name, steps, reached, *numbers, *memory, f"{best['mse']:.4f}", f"{best['fit_cpu_s']:.1f}"])
+    return markdown(head, lines)
 
 
 def gift(folder: Path) -> str:
@@ -357,6 +382,7 @@ def two_million(folder: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
     "ltsf": ltsf,
+    "train": train,
     "gift": gift,
     "ablation": ablation,
     "recall": recall,
