@@ -186,7 +186,10 @@ def gift(
         list[str] | None,
         typer.Option("--set", help="Configurations such as ett1/H/short, repeatable; default: all 24."),
     ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Titans, Ridge, SeasonalNaive; default: all three.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Titans, Ridge, SeasonalNaive, NHITS, PatchTST, repeatable; default: the first three."),
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
     published: Annotated[
@@ -298,13 +301,16 @@ def panels(
     name: Annotated[list[str] | None, typer.Option("--set", help="Sets, repeatable; default: all eleven.")] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Titans, Ridge, SeasonalNaive, AutoETS, AutoTheta, AutoARIMA; default: the first three."),
+        typer.Option(
+            help="Titans, Ridge, SeasonalNaive, AutoETS, AutoTheta, AutoARIMA, NHITS, PatchTST; default: the first "
+            "three."
+        ),
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the Monash archive's files.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fit and of the samples of the largest sets.")] = 0,
     part: Annotated[str, typer.Option(help="test, or validation to leave the last horizon unread.")] = "test",
 ) -> None:
-    """The panels of the M1, M3, M4 and tourism competitions, beside seasonal naive, ridge and statsforecast."""
+    """The panels of the M1, M3, M4 and tourism competitions, beside seasonal naive, ridge, statsforecast and NHITS."""
     from .benchmark.panels import OURS, SETS, panels_table, run_panels
 
     results = run_panels(tuple(name or SETS), tuple(model or OURS), out, folder=folder, seed=seed, part=part)

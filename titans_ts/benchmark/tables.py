@@ -16,7 +16,7 @@ from . import ablation as parts_of
 from . import gift as gift_eval
 from . import ltsf as long_horizon
 from . import train as training
-from .panels import OURS, PEERS, SETS
+from .panels import NEURAL, OURS, PEERS, SETS
 from .prices import prices_table
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -98,7 +98,7 @@ def panels(folder: Path) -> str:
     models that have run on every one."""
     runs = read_runs(folder / "panels", "panels-*-0.json")
     found = {(run["set"], run["model"]): run for run in runs if run.get("part", "test") == "test"}
-    models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
+    models = [model for model in (*OURS, *PEERS, *NEURAL) if any(model == each for _, each in found)]
     rows = []
     for name in SETS:
         cells = [found.get((name, model)) for model in models]
@@ -215,7 +215,7 @@ def gift(folder: Path) -> str:
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in read_runs(folder / "gift", "gift-*-test-*.json"):
         found.setdefault(run["model"], {}).setdefault(run["configuration"], []).append(run)
-    models = [model for model in gift_eval.OURS if model in found]
+    models = [model for model in (*gift_eval.OURS, *gift_eval.NEURAL) if model in found]
     published = read_runs(folder / "gift", "gift-published.json")
     naive = published[0]["seasonal_naive"] if published else {}
 
@@ -244,7 +244,7 @@ def gift(folder: Path) -> str:
         whole = [ratios for ratios in every if ratios]
         if whole:
             mase, crps = (mean(ratios[measure] for ratios in whole) for measure in ("mase", "crps"))
-            means.append((f"**{model}**", mase, crps))
+            means.append((f"**{model}{' here' * (model in gift_eval.NEURAL)}**", mase, crps))
     lines = [[model, f"{mase:.3f}", f"{crps:.3f}"] for model, mase, crps in sorted(means, key=lambda each: each[1])]
     return table + "\n\n" + markdown(["model", "MASE relative", "CRPS relative"], lines)
 

@@ -42,9 +42,9 @@ OURS: dict[str, dict[str, Any]] = {
     "linear path alone": {},
 }
 # What the rows of the peer change of `neural.BUDGET`. All seven columns in every step are better on the validation rows
-# (every sixth window, MSE): 0.863 after 100 steps and 23 CPU seconds, or with every eighth training window 0.930 after 11;
-# with one column a step 0.913 after 400 steps and 39, where neither a learning rate of 0.003 (0.982 after 300) nor 32
-# windows a step (0.924 after 800 and 26) was better.
+# (every sixth window, MSE): 0.863 after 100 steps and 23 CPU seconds, or with every eighth training window 0.930 after
+# 11 seconds; with one column a step 0.913 after 400 steps and 39, where neither a learning rate of 0.003 (0.982 after
+# 300) nor 32 windows a step (0.924 after 800 and 26) was better.
 PEERS: dict[str, dict[str, Any]] = {PEER: {"batch_size": 7}, f"{PEER}, one column a step": {}}
 # optimiser steps of each fit; 0 where there are none to choose
 LADDERS: dict[str, tuple[int, ...]] = {
