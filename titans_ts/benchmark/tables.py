@@ -187,11 +187,11 @@ def ltsf(folder: Path) -> str:
 
 def train(folder: Path) -> str:
     """What training costs: of every learner its cheapest fit that reaches the target (where none does, that with the
-    least error), relative to the peer's; and the least error of its ladder."""
+    least error), relative to the peer's cheapest one; and the least error of its ladder."""
     run = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     ladders = {name: [row for row in run["rows"] if row["learner"] == name] for name in training.LADDERS}
     first = {name: training.cheapest(rows, run["target"]) for name, rows in ladders.items()}
-    peer = first[training.PEER]
+    peer = training.cheapest([row for name in training.PEERS for row in ladders[name]], run["target"])
     head = ["learner", "steps tried", f"first at {run['target']} or below", "MSE", "MAE", "fit, CPU s"]
     head += [f"of {training.PEER}'s", "peak, MB", "of them by the fit, MB", "least MSE", "its fit, CPU s"]
     lines = []
