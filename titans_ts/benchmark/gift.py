@@ -4,7 +4,7 @@ ETT 1 and 2 every 15 minutes and as means over whole hours, days and weeks; the 
 blocks of seven days and calendar months; car parts; M4 hourly; Jena's weather every 10 minutes. Columns of one set are
 series of their own. The windows lie at the end and do not overlap; a forecaster is fitted once, on everything before
 the first of them, forecasts a window, takes it in by `update`, and forecasts the next: its weights stay, its memory
-moves on.
+moves on. The neural peers, NHITS and PatchTST of neuralforecast, are fitted once too; their contexts move on.
 
 MASE divides every error of the median by the mean seasonal difference of its series before the window, and averages
 over all values; CRPS is the weighted quantile loss at 0.1, ..., 0.9. A missing value is not scored. Averages over
@@ -34,9 +34,11 @@ from ..forecasting.baselines import Ridge, SeasonalNaive
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import weighted_quantile_loss
 from ..forecasting.panel import Float
+from .neural import QuantilePeer
 from .runs import Cost, commit, kept
 
 OURS = ("Titans", "Ridge", "SeasonalNaive")
+NEURAL = ("NHITS", "PatchTST")  # of neuralforecast, as `neural.py` says
 LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 10))
 HORIZONS = {"10T": 48, "15T": 48, "H": 48, "D": 30, "W": 8, "M": 12}
 TERMS = {"short": 1, "medium": 10, "long": 15}  # factors on the horizon
@@ -143,21 +145,23 @@ def season_errors(task: Task, origins: list[int]) -> Float:
     return np.array([error(y[:origin]) for y, origin in zip(task.series, origins, strict=True)])
 
 
-def make_forecaster(model: str, task: Task, seed: int) -> PanelForecaster:
-    """One of `OURS`, at its defaults; seasonal naive has the season of the protocol, to be the published one."""
-    makers: dict[str, Callable[[], PanelForecaster]] = {
+def make_forecaster(model: str, task: Task, seed: int) -> PanelForecaster | QuantilePeer:
+    """One of `OURS` at its defaults, or one of `NEURAL`; seasonal naive has the season of the protocol, to be the
+    published one."""
+    makers: dict[str, Callable[[], PanelForecaster | QuantilePeer]] = {
         "Titans": lambda: TitansForecaster(
             task.horizon, task.freq, quantiles=LEVELS, point="median", random_state=seed
         ),
         "Ridge": lambda: Ridge(task.horizon, freq=task.freq, quantiles=LEVELS),
         "SeasonalNaive": lambda: SeasonalNaive(task.horizon, freq=task.freq, season_length=task.season),
+        **{name: partial(QuantilePeer, name, task.horizon, task.freq, None, LEVELS, seed) for name in NEURAL},
     }
     if model not in makers:
         raise ValueError(f"model {model!r} does not exist: there are {', '.join(makers)}.")
     return makers[model]()
 
 
-def walk(forecaster: PanelForecaster, task: Task) -> dict[str, Any]:
+def walk(forecaster: PanelForecaster | QuantilePeer, task: Task) -> dict[str, Any]:
     """Fit once, then forecast a window, take it in, forecast the next: scores and costs."""
     cost = Cost()
     origins = [len(y) - task.scored for y in task.series]

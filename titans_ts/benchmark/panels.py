@@ -1,7 +1,8 @@
 """Panels of the forecasting competitions: fit on all but the last horizon, forecast it, compare with the peers.
 
-The peers are AutoETS, AutoTheta and AutoARIMA of statsforecast, which wants pandas below 3: they are run from an
-environment of its own, by the same command, and their numbers come together in one folder of JSON files.
+The peers are AutoETS, AutoTheta and AutoARIMA of statsforecast, which wants pandas below 3, and NHITS and PatchTST of
+neuralforecast, which brings Lightning and Ray along (`neural.py` says how they are trained). They are run from
+environments of their own, by the same command, and their numbers come together in one folder of JSON files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..data import describe, load
 from ..forecasting.baselines import Ridge, SeasonalNaive
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import evaluate
+from .neural import QuantilePeer
 from .runs import Cost, commit, kept
 
 SETS = (
@@ -27,6 +29,7 @@ SETS = (
 )
 OURS = ("Titans", "Ridge", "SeasonalNaive")
 PEERS = ("AutoETS", "AutoTheta", "AutoARIMA")
+NEURAL = ("NHITS", "PatchTST")
 LEVELS = tuple(round(0.1 * k, 1) for k in range(1, 10))
 FEWEST = 11  # rows that a series must keep to be learnt from on the validation part: ETS refuses fewer
 # a thousand series of M4 yearly, by seed; forty of M4 hourly, since AutoARIMA needs minutes for each ten of them
@@ -57,12 +60,13 @@ def split_panel(
     return y[left >= horizon].reset_index(drop=True), y[left < horizon].reset_index(drop=True)
 
 
-def forecast_ours(model: str, train: pd.DataFrame, horizon: int, season: int, freq: str, seed: int) -> pd.DataFrame:
-    """Forecasts of one of `OURS`, with the quantiles of `LEVELS`, columns `model` and `model-ql<level>`."""
+def forecast_fitted(model: str, train: pd.DataFrame, horizon: int, season: int, freq: str, seed: int) -> pd.DataFrame:
+    """Forecasts of one of `OURS` or `NEURAL`, with the quantiles of `LEVELS`, columns `model` and `model-ql<level>`."""
     makers: dict[str, Callable[[], Any]] = {
         "Titans": lambda: TitansForecaster(horizon, freq, season, point="median", random_state=seed),
         "Ridge": lambda: Ridge(horizon, freq=freq, season_length=season),
         "SeasonalNaive": lambda: SeasonalNaive(horizon, freq=freq, season_length=season),
+        **{name: partial(QuantilePeer, name, horizon, freq, season, LEVELS, seed) for name in NEURAL},
     }
     forecaster = makers[model]().fit(train)
     said: pd.DataFrame = forecaster.predict(quantiles=LEVELS)
@@ -94,8 +98,10 @@ def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0
     train, test = split_panel(name, folder, seed=seed, part=part)
     horizon, season = int(card.horizon or 1), card.season_length
     cost = Cost()
-    if model in OURS:
-        said = forecast_ours(model, train, horizon, season, card.freq, seed)
+    if model not in (*OURS, *PEERS, *NEURAL):
+        raise ValueError(f"model {model!r} does not exist: there are {', '.join((*OURS, *PEERS, *NEURAL))}.")
+    if model not in PEERS:
+        said = forecast_fitted(model, train, horizon, season, card.freq, seed)
     else:
         said = forecast_peer(model, train, horizon, season, card.freq)
     cpu, peak = cost.cpu_s(), cost.peak_rss_mb()

@@ -15,7 +15,8 @@ from typing import Any
 from . import ablation as parts_of
 from . import gift as gift_eval
 from . import ltsf as long_horizon
-from .panels import OURS, PEERS, SETS
+from . import train as training
+from .panels import NEURAL, OURS, PEERS, SETS
 from .prices import prices_table
 
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -97,7 +98,7 @@ def panels(folder: Path) -> str:
     models that have run on every one."""
     runs = read_runs(folder / "panels", "panels-*-0.json")
     found = {(run["set"], run["model"]): run for run in runs if run.get("part", "test") == "test"}
-    models = [model for model in (*OURS, *PEERS) if any(model == each for _, each in found)]
+    models = [model for model in (*OURS, *PEERS, *NEURAL) if any(model == each for _, each in found)]
     rows = []
     for name in SETS:
         cells = [found.get((name, model)) for model in models]
@@ -184,13 +185,37 @@ def ltsf(folder: Path) -> str:
     return "\n\n".join([*tables, markdown(["set", "horizon", *map("".join, ours)], covered)])
 
 
+def train(folder: Path) -> str:
+    """What training costs: of every learner its cheapest fit that reaches the target (where none does, that with the
+    least error), relative to the peer's cheapest one; and the least error of its ladder."""
+    run = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+    ladders = {name: [row for row in run["rows"] if row["learner"] == name] for name in training.LADDERS}
+    first = {name: training.cheapest(rows, run["target"]) for name, rows in ladders.items()}
+    peer = training.cheapest([row for name in training.PEERS for row in ladders[name]], run["target"])
+    head = ["learner", "steps tried", f"first at {run['target']} or below", "MSE", "MAE", "fit, CPU s"]
+    head += [f"of {training.PEER}'s", "peak, MB", "of them by the fit, MB", "least MSE", "its fit, CPU s"]
+    lines = []
+    for name, rows in ladders.items():
+        if not rows:
+            continue
+        best, found = min(rows, key=lambda row: float(row["mse"])), first[name]
+        shown = found or best
+        steps = ", ".join(str(row["steps"]) for row in rows) if rows[0]["steps"] else "-"
+        reached = "not reached" if found is None else f"{found['steps']} steps" if found["steps"] else "yes"
+        share = f"{found['fit_cpu_s'] / peer['fit_cpu_s']:.0%}" if found and peer else ""
+        numbers = [f"{shown['mse']:.4f}", f"{shown['mae']:.4f}", f"{shown['fit_cpu_s']:.1f}", share]
+        memory = [f"{shown['peak_rss_mb']:,}", f"{shown['rise_mb']:,}"]
+        lines.append([name, steps, reached, *numbers, *memory, f"{best['mse']:.4f}", f"{best['fit_cpu_s']:.1f}"])
+    return markdown(head, lines)
+
+
 def gift(folder: Path) -> str:
     """GIFT-Eval's configurations: MASE / CRPS / coverage of the 80 % interval, means over the seeds; and geometric
     means of the ratios to its seasonal naive, beside those of its leaderboard."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in read_runs(folder / "gift", "gift-*-test-*.json"):
         found.setdefault(run["model"], {}).setdefault(run["configuration"], []).append(run)
-    models = [model for model in gift_eval.OURS if model in found]
+    models = [model for model in (*gift_eval.OURS, *gift_eval.NEURAL) if model in found]
     published = read_runs(folder / "gift", "gift-published.json")
     naive = published[0]["seasonal_naive"] if published else {}
 
@@ -219,7 +244,7 @@ def gift(folder: Path) -> str:
         whole = [ratios for ratios in every if ratios]
         if whole:
             mase, crps = (mean(ratios[measure] for ratios in whole) for measure in ("mase", "crps"))
-            means.append((f"**{model}**", mase, crps))
+            means.append((f"**{model}{' here' * (model in gift_eval.NEURAL)}**", mase, crps))
     lines = [[model, f"{mase:.3f}", f"{crps:.3f}"] for model, mase, crps in sorted(means, key=lambda each: each[1])]
     return table + "\n\n" + markdown(["model", "MASE relative", "CRPS relative"], lines)
 
@@ -357,6 +382,7 @@ def two_million(folder: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "etth1": etth1,
     "ltsf": ltsf,
+    "train": train,
     "gift": gift,
     "ablation": ablation,
     "recall": recall,

@@ -321,7 +321,7 @@ def train(
         ]
         start_head(model, before, sampled, rows, checks, length)
     average = copy.deepcopy(model)
-    best, best_loss, history = copy.deepcopy(model.state_dict()), math.inf, []
+    best, best_loss, best_parts, history = copy.deepcopy(model.state_dict()), math.inf, None, []
     every = max(1, config.steps // config.checks)
     for step in range(1, config.steps + 1):
         rate = min(step / (0.1 * config.steps), 1.0) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -355,7 +355,7 @@ def train(
                 loss = validation_loss(parts, linear is not None, levels, rows.weights)
                 history.append((step, loss))
                 if loss < best_loss:
-                    best, best_loss = copy.deepcopy(average.state_dict()), loss
+                    best, best_loss, best_parts = copy.deepcopy(average.state_dict()), loss, parts
             else:
                 best = copy.deepcopy(average.state_dict())
             if verbose:
@@ -370,7 +370,7 @@ def train(
         sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
         with torch.no_grad():
             return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, origins))
-    parts = validation_batches(model, linear, rows, checks, length)
+    parts = best_parts or validation_batches(model, linear, rows, checks, length)  # none where no loss was a number
     held = (rows.ends - rows.starts - train_ends).double()
     if linear is not None:
         weight = confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon, rows.weights)
