@@ -53,7 +53,7 @@ def test_every_window_of_the_test_rows_counts(name, rows, test, horizon):
     train, validation, tested = ltsf.rows_of(name, rows)
     assert (train, validation, tested) == (3 * test, test, test)
     split = ltsf.Split(np.zeros((train + validation + tested, 1)), train, validation)
-    score = ltsf.score_windows(lambda contexts, columns: np.zeros((len(contexts), horizon)), split, 8, (horizon,))
+    score = ltsf.score_windows(lambda contexts, columns, rows: np.zeros((len(contexts), horizon)), split, 8, (horizon,))
     assert score[horizon].count == (test - horizon + 1) * horizon
 
 
@@ -227,5 +227,5 @@ REPEATED = {
 @pytest.mark.parametrize("name", REPEATED)
 def test_repeating_the_last_value_errs_as_published(name):
     split = ltsf.split_set(name)
-    score = ltsf.score_windows(lambda contexts, columns: np.repeat(contexts[:, -1:], 96, 1), split, 1, (96,))[96]
+    score = ltsf.score_windows(lambda contexts, columns, rows: np.repeat(contexts[:, -1:], 96, 1), split, 1, (96,))[96]
     assert (score.result()["mse"], score.result()["mae"]) == pytest.approx(REPEATED[name], abs=1.1e-3)

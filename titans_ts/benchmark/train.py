@@ -90,7 +90,7 @@ def peer(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
     """neuralforecast's PatchTST, on the training rows."""
     changes = {"max_steps": rung.steps, **PEERS[rung.learner]}
     fitted = fit_peer(PEER, split.values[: split.train], CONTEXT, HORIZON, rung.seed, **changes)
-    return lambda contexts, columns: say_peer(fitted, contexts), CONTEXT
+    return lambda contexts, columns, rows: say_peer(fitted, contexts), CONTEXT
 
 
 def learn(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
