@@ -68,16 +68,16 @@ def test_the_columns_are_standardised_by_their_training_rows(toy):
 def test_a_window_is_forecast_from_the_rows_right_before_it(toy):
     split, asked = ltsf.split_set("etth1"), []
 
-    def say(contexts, columns):
-        asked.append((contexts, columns))
+    def say(contexts, columns, rows):
+        asked.append((contexts, columns, rows))
         return np.zeros((len(contexts), 12))
 
     scores = ltsf.score_windows(say, split, 24, HORIZONS)
-    contexts, columns = (np.concatenate(parts) for parts in zip(*asked, strict=True))
+    contexts, columns, rows = (np.concatenate(parts) for parts in zip(*asked, strict=True))
     assert len(contexts) == 3 * (TEST - 4 + 1)
     for place in (0, 1, 2, 3, len(contexts) - 1):
         origin, column = TRAIN + VALIDATION + place // 3, place % 3
-        assert columns[place] == column
+        assert (columns[place], rows[place]) == (column, origin)
         np.testing.assert_array_equal(contexts[place], split.values[origin - 24 : origin, column])
     truth = np.concatenate([split.values[o : o + 12] for o in range(TRAIN + VALIDATION, len(split.values) - 11)])
     assert scores[12].count == truth.size
