@@ -105,8 +105,8 @@ def test_no_test_row_reaches_a_forecast(model, toy, monkeypatch):
     score = ltsf.score_windows
 
     def recorded(say, split, context, horizons):
-        rows = np.arange(3)
-        answer = say(split.values[split.begin - context : split.begin].T, rows)
+        columns = np.arange(3)
+        answer = say(split.values[split.begin - context : split.begin].T, columns, np.full(3, split.begin))
         said.append(answer.point if isinstance(answer, Forecast) else answer)
         return score(say, split, context, horizons)
 
