@@ -28,8 +28,12 @@ SIZES: dict[str, dict[str, Any]] = {
 # One series a step: every step of neuralforecast unfolds all windows of the series that it draws. Of the learning rates
 # 1e-4 (its default) and 1e-3, the better one on the validation rows of ETTh1 at context 96.
 BUDGET = {"max_steps": 600, "learning_rate": 1e-3, "batch_size": 1, "windows_batch_size": 128}
-# Of panels, where series differ in length and size: padded at the start, each window in units of its context.
-PANEL_BUDGET: dict[str, Any] = {"max_steps": 500, "learning_rate": 1e-3, "windows_batch_size": 256}
+# Of panels, where series differ in length and size: padded at the start, each window in units of its context. On the
+# horizon before the last of M1 quarterly, M3 yearly and monthly tourism, NHITS at its default size has a MASE of 1.47,
+# 3.32 and 1.87 after these 300 steps (16 to 19 CPU seconds), and of 1.48 and 3.46 on the first two with the scaler
+# "standard"; 1,000 steps are worse on the first and better on the last (1.54, 1.81). PatchTST has 1.87, 3.38 and 3.08,
+# after 1,000 steps 1.94 on the first and 2.45 on the last.
+PANEL_BUDGET: dict[str, Any] = {"max_steps": 300, "learning_rate": 1e-3, "windows_batch_size": 256}
 PANEL_BUDGET |= {"scaler_type": "robust", "start_padding_enabled": True}
 MOST_SERIES, UNFOLDED = 32, 2**25  # series a step, and values in all the windows of theirs, at most
 SILENT = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
