@@ -65,7 +65,7 @@ def test_every_rung_is_a_fit_with_its_errors_and_costs(toy, last_value):
         assert row["fit_cpu_s"] >= 0
         assert row["peak_rss_mb"] > 50
     split = ltsf.split_set("etth1")
-    by_hand = ltsf.score_windows(lambda contexts, _: np.repeat(contexts[:, -1:], 4, 1), split, 24, (4,))[4].result()
+    by_hand = ltsf.score_windows(lambda contexts, *_: np.repeat(contexts[:, -1:], 4, 1), split, 24, (4,))[4].result()
     assert rows[-1]["mse"] == by_hand["mse"]
     assert rows[-2]["mse"] < by_hand["mse"] / 4
 

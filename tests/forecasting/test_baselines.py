@@ -16,12 +16,14 @@ from titans_ts.forecasting.linear import (
     Trials,
     apply_linear,
     blocks,
+    centre,
     draw,
     fit_linear,
     pace,
     places,
     series_scales,
     solve,
+    spread,
     surely_less,
     windows_between,
 )
@@ -369,6 +371,24 @@ def test_a_blend_is_the_average_of_the_forecasts_of_nested_contexts():
         np.testing.assert_allclose(apply_linear(whole, contexts), expected, rtol=2e-3)
 
 
+def test_windows_are_spread_over_every_series_whatever_their_order():
+    panel = read(panel_frame(300, holes=False))[0]
+    zero = np.zeros(len(panel), dtype=np.int64)
+    every = windows_between(panel, 8, 2, zero, panel.lengths)
+    some = spread(every, 60)
+    series, rows = places(some)
+    assert 60 <= len(rows) < 60 + len(panel)
+    for row in range(len(panel)):
+        mine, all_of_mine = rows[series == row], places(every)[1][places(every)[0] == row]
+        assert len(mine) == np.ceil(60 * every.counts[row] / every.total)
+        assert np.ptp(np.diff(mine)) <= 1
+        assert all_of_mine.min() <= mine.min() <= mine.max() <= all_of_mine.max()
+    turned = panel.select([2, 0, 1])
+    other = places(spread(windows_between(turned, 8, 2, zero, turned.lengths), 60))
+    for row, old in enumerate((2, 0, 1)):
+        np.testing.assert_array_equal(other[1][other[0] == row], rows[series == old])
+
+
 def seasonal_jumps(rows=700, season=7):
     """Three noisy series; after every third place of the season the second jumps, and comes back."""
     values = np.random.default_rng(4).normal(size=(rows, 3))
@@ -402,7 +422,7 @@ def test_a_profile_is_what_least_squares_in_the_pace_of_the_windows_leaves_over(
     steps = np.arange(3, 699)
     contexts = np.stack([panel.series(2)[at - 3 : at] for at in steps])
     left = np.stack([panel.series(2)[at : at + 2] for at in steps]) - apply_linear(bare, contexts, np.full(696, 3))
-    speed, count = pace(contexts)[:, None], np.bincount(steps % 7)
+    speed, count = pace(centre(contexts)[0], contexts)[:, None], np.bincount(steps % 7)
     for place in range(7):
         here = steps % 7 == place
         slope = (speed * left)[here].sum(0) / (speed**2)[here].sum()

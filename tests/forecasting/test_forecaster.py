@@ -254,6 +254,30 @@ def test_a_series_alone_is_the_series_in_the_panel(forecaster):
     close(numbers(pd.concat([forecaster.predict(ids=[name]) for name in SERIES])), numbers(forecaster.predict()), 1e-9)
 
 
+def test_an_array_that_was_cut_does_without_the_profile_of_the_season():
+    random, steps = np.random.default_rng(0), np.arange(900)
+    y = random.normal(size=900) + 6 * (steps % 7 == 3)
+    forecaster = make(horizon=5, season_length=7, context_length=4, train=TrainConfig(steps=0, fading=False)).fit(y)
+    assert forecaster.linear_.share
+    longer = np.append(y, 0.0)
+    for history in (y, longer):
+        state = forecaster._histories(history)[0].state
+        assert state.rows.tolist() == [1]
+    for begin in range(1, 8):
+        bare = make(horizon=5).set_params(**forecaster.get_params(deep=False))
+        bare.__dict__.update(forecaster.__dict__)
+        bare.linear_ = replace(forecaster.linear_, profile=None)
+        np.testing.assert_array_equal(forecaster.predict(y=y[begin:]), bare.predict(y=y[begin:]))
+        assert (forecaster.predict(y=y) != bare.predict(y=y)).all()
+
+
+def test_the_order_of_the_series_does_not_change_the_intervals():
+    forward = make(train=TrainConfig(steps=0)).fit(PAST).predict(level=80)
+    other = pd.concat([PAST[PAST["unique_id"] == name] for name in reversed(SERIES)])
+    backward = make(train=TrainConfig(steps=0)).fit(other).predict(level=80, ids=list(SERIES))
+    close(numbers(backward), numbers(forward), 1e-9)
+
+
 @pytest.mark.parametrize(("factor", "shift"), [(1e3, -7e3), (1e12, 0), (1e-12, 0), (0.01, 100)])
 def test_units_pass_through(forecaster, factor, shift):
     in_float64(forecaster)

@@ -48,7 +48,7 @@ def begun(model: TimeSeriesModel) -> SeriesState:
 def plain_readout(model: TimeSeriesModel) -> Readout:
     """Without a linear path."""
     nothing = np.zeros((0, model.config.context * model.config.horizon))
-    return Readout(nothing, np.zeros(4, dtype=np.int64), 1.0)
+    return Readout(nothing, np.zeros((1, 0)), np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64), 1.0)
 
 
 def in_units(said: Prediction) -> tuple[Tensor, Tensor, Tensor]:

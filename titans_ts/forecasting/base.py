@@ -93,6 +93,10 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _start(self, panel: Panel) -> Any:
         raise NotImplementedError
 
+    def _displaced(self, state: Any, rows: Int) -> Any:
+        """The state where nobody knows at which steps of the clock these rows of it began; the same for most."""
+        return state
+
     def _advance(self, state: Any, rows: Int, new: Panel) -> Any:
         raise NotImplementedError
 
@@ -148,8 +152,9 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
 
         The point forecast's column has the class's name, `quantiles=(0.1,)` adds `<name>-ql0.1`, `level=(80,)` adds
         `<name>-lo-80` and `<name>-hi-80`. `y=` forecasts these histories instead, with what was learnt, and forgets
-        them. `ids=` picks series. `future=` is a long frame with the known covariates of every step to forecast, whose
-        rows `make_future_frame` gives.
+        them; of an array shorter than what is known nobody can say where in the season it lies, so that it does without
+        the seasonal profile. `ids=` picks series. `future=` is a long frame with the known covariates of every step to
+        forecast, whose rows `make_future_frame` gives.
         """
         check_is_fitted(self, "_known")
         steps = self._steps(horizon)
@@ -414,7 +419,13 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         if y is None:
             return self._known, self._layout
         panel, layout, _ = self._read(y, clock=self._known.clock)
-        return Known(panel.ids, panel.ends, panel.phases, panel.clock, self._start(panel)), layout
+        state = self._start(panel)
+        if isinstance(panel.clock, CountClock) and not panel.clock.timed:
+            # rows without timestamps that are fewer than those known cannot begin where those began
+            known = self._known
+            ends = np.array([known.ends[known.rows[name]] if name in known.rows else -1 for name in panel.ids])
+            state = self._displaced(state, np.flatnonzero(panel.ends < ends))
+        return Known(panel.ids, panel.ends, panel.phases, panel.clock, state), layout
 
     def _read(
         self, y: Any, clock: Clock | None = None, known: Container[Hashable] = ()

@@ -60,11 +60,11 @@ from .linear import (
     LinearPath,
     apply_linear,
     cut,
-    draw,
     fit_linear,
     in_proportion,
     places,
     series_scales,
+    spread,
     windows_between,
 )
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
@@ -82,9 +82,9 @@ BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(
 
 
 class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, which row of the linear path is its own (0: that of strangers),
-    which step of the clock comes next, its fading memories, and what its covariates leave behind (nothing without
-    covariates)."""
+    """What is kept of every series: the model's state, which row of the linear path is its own (0: that of strangers,
+    with a minus: without its profile), which step of the clock comes next, its fading memories, and what its covariates
+    leave behind (nothing without covariates)."""
 
     series: SeriesState
     rows: IntTensor[Tensor, " N"]
@@ -371,10 +371,10 @@ class TitansForecaster(PanelForecaster):
         horizons = validated_horizons(said, panel, ends, context)
         judged = judge(said, fading, more, panel, scales, horizons)
         earlier = None
-        whole = np.maximum(ends - self.horizon, 0).mean()  # windows of a series in its training rows
-        if settings.linear and whole >= LONG * context and (said.origins >= ends[said.series]).any():
-            most = min(BEFORE * len(said.series), JUDGED)
-            trained = said_by_linear(path, panel, np.zeros_like(ends), ends, most)
+        long = np.maximum(ends - self.horizon, 0).mean() >= LONG * context
+        if settings.linear and long and (said.origins >= ends[said.series]).any():
+            earlier_ones = min(BEFORE * len(said.series), JUDGED)
+            trained = said_by_linear(path, panel, np.zeros_like(ends), ends, earlier_ones)
             trained = trained.at(in_proportion(panel, trained.series))
             earlier = judge(trained, fading, more, panel, scales, horizons)
         calibration = calibrate(
@@ -417,6 +417,11 @@ class TitansForecaster(PanelForecaster):
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
         own, steps = (torch.from_numpy(part).to(device) for part in (rows, panel.ends + 1))
         return PanelState(series, own, steps, fading, beside)
+
+    def _displaced(self, state: PanelState, rows: Int) -> PanelState:
+        lost = torch.zeros_like(state.rows, dtype=torch.bool)
+        lost[torch.from_numpy(rows)] = True
+        return state._replace(rows=torch.where(lost, -state.rows, state.rows))
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.rows.device)
@@ -654,11 +659,11 @@ class Said(NamedTuple):
 
 def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: int = JUDGED) -> Said:
     """Forecasts of the linear path alone for rows `begin[i], ..., stop[i] - 1`, or for all rows where those are none:
-    of `most` windows by chance."""
+    of about `most` windows."""
     windows = windows_between(panel, path.context_length, path.horizon, begin, stop)
     if not windows.total:
         windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(begin), panel.lengths)
-    series, origins = places(draw(windows, most, np.random.default_rng(0)))
+    series, origins = places(spread(windows, most))
     order = np.argsort(origins / panel.lengths[series], kind="stable")
     series, origins = series[order], origins[order]
     contexts, truth = cut(windows, series, origins)

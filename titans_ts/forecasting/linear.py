@@ -30,6 +30,7 @@ INDIFFERENCE = 1e-3
 DOUBT = 0.05
 BLOCK_BYTES = 2**24
 OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
+PROFILE_NUMBERS = 2**22  # and what their profiles are made of: 32 MB
 JUDGED = 2048  # validation windows that choose between ways to fit, at most
 GROUPS = 8  # groups of them, by which it is known how sure a choice is
 SURE = 2.0  # standard errors by which a gain must exceed nothing
@@ -169,9 +170,9 @@ def fit_linear(
     ridge. Single maps that would hold more than `OWN_NUMBERS` together are not made. blends: shares of the maps of the
     whole context, its later half, its last quarter, ...; averages of linear maps are one linear map, and err less than
     each. season, shares: how much of what the maps leave over at every place of a season of so many steps is added, in
-    each series for itself (`with_profile`); nothing where that would hold more than `OWN_NUMBERS`. Of several units,
-    poolings, blends and shares the first is taken unless the validation windows are sure of another, by squared and
-    absolute error together (`Trials`): their order matters.
+    each series for itself (`with_profile`); nothing where that would take more than `PROFILE_NUMBERS`. Of several
+    units, poolings, blends and shares the first is taken unless the validation windows are sure of another, by squared
+    and absolute error together (`Trials`): their order matters.
 
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
@@ -215,7 +216,7 @@ def fit_linear(
         )
         paths.append(blended(path, gram if len(path.weights) > 1 else shared, blends, trials))
     best = trials.best(paths)
-    if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > OWN_NUMBERS:
+    if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > PROFILE_NUMBERS:
         return best
     sums = season_sums(chosen, season)
     return trials.best(with_profile(best, sums, share, panel.ids) for share in shares)
@@ -230,7 +231,8 @@ def season_sums(windows: Windows, season: int) -> SeasonSums:
     for _, series, rows, contexts, targets in blocks(windows):
         key = series * season + (starts[series] + rows) % season
         order = np.argsort(key, kind="stable")
-        key, (centred, mean), speed = key[order], centre(contexts[order]), pace(contexts[order])
+        key, (centred, mean) = key[order], centre(contexts[order])
+        speed = pace(centred, contexts[order])
         first = np.flatnonzero(np.diff(key, prepend=-1))
         x[key[first]] += np.add.reduceat(speed[:, None] * centred, first)
         y[key[first]] += np.add.reduceat(speed[:, None] * (targets[order] - mean[:, None]), first)
@@ -245,9 +247,11 @@ def with_profile(path: LinearPath, sums: SeasonSums, share: float, ids: tuple[Ha
     if not share:
         return path
     maps = path.weights[1:] if len(path.weights) > 1 else path.weights
-    left = sums.y - sums.x @ maps
     sure = share * sums.counts / (sums.counts + SEASONS) / np.where(sums.squares > 0, sums.squares, np.inf)
-    profile = np.concatenate([np.zeros_like(left[:1]), sure[..., None] * left])
+    profile = np.zeros((1 + len(ids), *sums.y.shape[1:]))
+    np.matmul(-sums.x, maps, out=profile[1:])
+    profile[1:] += sums.y
+    profile[1:] *= sure[..., None]
     return replace(path, share=share, profile=profile, ids=ids)
 
 
@@ -391,30 +395,31 @@ def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
 
 def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, steps: Int | None = None) -> Float:
     """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers) and
-    begin at these steps of the clock `[B]` (None: at none, there is no profile); NaN takes the last value before it,
-    and nothing but NaN stays NaN."""
+    begin at these steps of the clock `[B]`; NaN takes the last value before it, and nothing but NaN stays NaN. A row
+    with a minus has its map and no profile, and without steps none has: the place of the season is not known."""
     centred, mean = centre(contexts)
-    if rows is None or len(path.weights) == 1 or not rows.any():
+    maps = None if rows is None else np.abs(rows)
+    if maps is None or len(path.weights) == 1 or not maps.any():
         forecast: Float = mean[:, None] + centred @ path.weights[0]
     else:
         forecast = np.empty((len(contexts), path.horizon))
-        order = np.argsort(rows, kind="stable")
-        for some in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
-            forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
+        order = np.argsort(maps, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(maps[order])) + 1):
+            forecast[some] = mean[some, None] + centred[some] @ path.weights[maps[some[0]]]
     if path.profile is not None and rows is not None and steps is not None:
-        forecast += pace(contexts)[:, None] * path.profile[rows, steps % path.season]
+        forecast += pace(centred, contexts)[:, None] * path.profile[np.maximum(rows, 0), steps % path.season]
     return forecast
 
 
-def pace(contexts: Float) -> Float:
-    """How far a context moves from one step to the next, on average from its first value on, `[B]`: more for a busy day
-    than for a calm one, and nothing where it stands still. Holes take the last value.
+def pace(centred: Float, contexts: Float) -> Float:
+    """How far contexts `[B, L]`, which `centre` made `centred`, move from one step to the next, on average from their
+    first value on, `[B]`: more on a busy day than on a calm one, and nothing where they stand still.
 
-    >>> pace(np.array([[np.nan, 1.0, 3.0], [5.0, np.nan, 1.0]])).tolist()
+    >>> contexts = np.array([[np.nan, 1.0, 3.0], [5.0, np.nan, 1.0]])
+    >>> pace(centre(contexts)[0], contexts).tolist()
     [2.0, 2.0]
     """
-    filled, _ = centre(contexts)
-    steps, first = np.abs(np.diff(filled, axis=1)), np.isfinite(contexts).argmax(axis=1)
+    steps, first = np.abs(np.diff(centred, axis=1)), np.isfinite(contexts).argmax(axis=1)
     steps[np.arange(steps.shape[1]) < first[:, None]] = 0.0
     mean: Float = steps.sum(axis=1) / np.maximum(contexts.shape[1] - 1 - first, 1)
     return mean
@@ -468,6 +473,18 @@ def draw(windows: Windows, count: int | None, random: np.random.Generator) -> Wi
     if count is None or windows.total <= count:
         return windows
     return windows._replace(chosen=np.sort(random.choice(windows.total, count, replace=False, shuffle=False)))
+
+
+def spread(windows: Windows, count: int) -> Windows:
+    """About `count` of all the windows: of every series as many as its share, evenly over it, so that which ones does
+    not depend on the order of the series."""
+    if windows.total <= count:
+        return windows
+    wanted = -(-windows.counts * count // windows.total)
+    series = np.repeat(np.arange(len(wanted)), wanted)
+    number = np.arange(len(series)) - offsets_of(wanted)[series]
+    place = (2 * number + 1) * windows.counts[series] // (2 * wanted[series])
+    return windows._replace(chosen=offsets_of(windows.counts)[series] + place)
 
 
 def in_proportion(panel: Panel, series: Int) -> Int:
