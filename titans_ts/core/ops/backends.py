@@ -24,13 +24,38 @@ def numba(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Memor
     return numba_cpu(state, tokens, rule)
 
 
-OPS: dict[str, Op] = {"reference": reference, "chunked": chunked, "exact_linear": exact_linear, "numba": numba}
+def triton(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
+    """The dual form in kernels for CUDA devices, which imports Triton when it is first called; see `triton_cuda`.
+
+    >>> triton.__name__ in OPS
+    True
+    """
+    try:
+        import triton as _
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "op='triton' needs Triton, which the CUDA builds of torch for Linux bring with them: pip install triton, "
+            "or use op='auto'."
+        ) from error
+    from .triton_cuda import triton_cuda
+
+    return triton_cuda(state, tokens, rule)
+
+
+OPS: dict[str, Op] = {
+    "reference": reference,
+    "chunked": chunked,
+    "exact_linear": exact_linear,
+    "numba": numba,
+    "triton": triton,
+}
 
 
 def choose(config: MemoryConfig) -> str:
     """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
 
-    "numba" is never chosen by itself: it has none, and its first call compiles for seconds.
+    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": its kernels
+    are checked in Triton's interpreter and have not been timed on a GPU.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')
