@@ -1,13 +1,14 @@
 """Twin, for the kernels of Triton: they are the reference, in outputs, in the state they leave and in every gradient.
 
-`make test-triton` runs this file in Triton's interpreter on the CPU, which is where float64 is; on a CUDA device the same
-kernels are compiled and run in float32. Where there is neither, what needs one is skipped.
+`make test-triton` runs this file in Triton's interpreter on the CPU, which is where float64 is; on a CUDA device the
+same kernels are compiled and run in float32. Where there is neither, what needs one is skipped.
 """
 
 import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,6 +22,7 @@ from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.ops.backends import OPS, rule_of
 from titans_ts.core.ops.contract import Rule, Tokens
+from titans_ts.core.ops.opaque import opaque
 from titans_ts.core.ops.reference import reference
 from titans_ts.core.state import MemoryState, leaves, map_state
 
@@ -44,6 +46,11 @@ def case(config: MemoryConfig, layout: str, *, grad: bool = False) -> tuple[Memo
     lengths, ragged = options.pop("lengths", None), options.pop("ragged", False)
     tokens = make_tokens(config, grad=grad, **options)._replace(lengths=lengths)
     return make_state(config, ragged=ragged, grad=grad), tokens
+
+
+def compiled() -> dict[str, str]:
+    """The environment of a program in which Triton compiles."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 def anchored(state: MemoryState) -> MemoryState:
@@ -106,6 +113,13 @@ def test_triton_keeps_nothing_for_a_gradient_that_nobody_wants(config):
 
 
 @in_the_interpreter
+@pytest.mark.parametrize("config", [LINEAR, DEEP], ids=name_of)
+def test_triton_as_one_node_of_a_compiled_graph_is_the_reference(config, monkeypatch):
+    monkeypatch.setitem(OPS, "one node", partial(opaque, "triton"))
+    assert_twins("one node", *case(config, "missing", grad=True), rule_of(config))
+
+
+@in_the_interpreter
 def test_the_gradient_of_triton_passes_gradcheck():
     config = replace(LINEAR, dim=4, heads=1, chunk=3)
     state, tokens = make_state(config, 1), make_tokens(config, 1, 7, theta=0.2)
@@ -145,8 +159,40 @@ def test_triton_refuses_what_its_kernels_do_not_cover():
     with pytest.raises(ValueError, match=r"float32 throughout, and got torch.float32, torch.float64"):
         OPS["triton"](state, tokens._replace(keys=tokens.keys.float()), rule_of(LINEAR))
     large = replace(DEEP, dim=64, heads=1, expansion=4, chunk=64)
-    with pytest.raises(ValueError, match="at most 32768 numbers on chip; .* are .* here .heads 64 wide, chunk=64."):
+    with pytest.raises(
+        ValueError, match=r"at most 32768 numbers on chip; .* are 69632 here \(heads 64 wide, chunk=64\)"
+    ):
         OPS["triton"](make_state(large, 1), make_tokens(large, 1, 64), rule_of(large))
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from titans_ts.core.ops import triton_cuda
+
+for flags in ({form}):
+    kernel = triton_cuda.{kernel}
+    sizes = dict(C=16, K=16, J=16, WIDTH=8, HIDDEN=16, CAP=4.0, CAP_1=4.0, CAP_2=4.0, GATES=2)
+    switches = ("EXACT", "CAPPED", "ANCHORED", "RESIDUAL", "STIFF", "MOVING", "SAVING")
+    values = {{**sizes, **dict(zip(switches, flags))}}
+    kinds = {{name: "constexpr" if name in values else "i32" if name in ("chunks", "rows", "size") else "*fp32"
+             for name in kernel.arg_names}}
+    given = {{(i,): values[name] for i, name in enumerate(kernel.arg_names) if name in values}}
+    source = ASTSource(kernel, kinds, given)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: run `make test-triton`")
+@pytest.mark.parametrize("kernel", ["linear_forward", "linear_backward", "hidden_forward"])
+def test_the_kernels_compile_for_a_gpu(kernel):
+    """The interpreter takes more than the compiler does, and the compiler needs no GPU."""
+    exact, frozen = (True, True, False, False, False, True, True), (False, False, True, True, True, False, True)
+    program = COMPILE.format(kernel=kernel, form=f"{exact}, {frozen}")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=compiled())
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: run `make test-triton`")
@@ -157,8 +203,7 @@ from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 NeuralMemory(MemoryConfig(dim=16, depth=1, op="triton"))(torch.zeros(1, 3, 16))
 """
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=compiled())
     assert "ValueError: op='triton' runs on a CUDA device and the state is on cpu" in ran.stderr
 
 
@@ -170,7 +215,7 @@ def test_without_triton_its_absence_is_said(monkeypatch):
 
 
 def test_triton_waits_until_it_is_asked_for():
-    program = "import sys, titans_ts.core.memory; sys.exit('triton' in sys.modules and 'torch' not in sys.modules)"
+    program = "import sys, titans_ts.core.memory; sys.exit('titans_ts.core.ops.triton_cuda' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

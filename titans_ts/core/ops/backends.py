@@ -1,5 +1,7 @@
 """Which ops exist, and which one runs a given memory."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
 from ..config import MemoryConfig
@@ -30,13 +32,11 @@ def triton(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Memo
     >>> triton.__name__ in OPS
     True
     """
-    try:
-        import triton as _
-    except ModuleNotFoundError as error:
+    if find_spec("triton") is None:
         raise ModuleNotFoundError(
             "op='triton' needs Triton, which the CUDA builds of torch for Linux bring with them: pip install triton, "
             "or use op='auto'."
-        ) from error
+        )
     from .triton_cuda import triton_cuda
 
     return triton_cuda(state, tokens, rule)
@@ -54,8 +54,8 @@ OPS: dict[str, Op] = {
 def choose(config: MemoryConfig) -> str:
     """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
 
-    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": its kernels
-    are checked in Triton's interpreter and have not been timed on a GPU.
+    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": its
+    kernels are checked in Triton's interpreter and have not been timed on a GPU.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')

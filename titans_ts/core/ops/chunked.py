@@ -23,7 +23,9 @@ from .contract import Rule, Tokens, cap, lasting
 from .dual import Form, Gates, whole_chunks
 from .reference import at_rest
 
-WholeChunks = Callable[..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]]  # as `whole_chunks`
+WholeChunks = Callable[
+    ..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+]  # as `whole_chunks`
 SPAN = 4096  # tokens of all rows whose scalars are computed at once
 
 

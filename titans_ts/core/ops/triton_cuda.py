@@ -14,16 +14,18 @@ y [C K]; W, S [K K]. Linear memory:
     y = keep (q W) + carry (q S) - ((q k^T) * mix) e
     W <- keep_C W + carry_C S - (k * mix_C)^T e      S <- fade S - (k * trail)^T e
 
-A memory with one hidden layer has W, S [K I] and [I K], and the same sums for both layers; I is the hidden width.
+A memory with one hidden layer has W, S [K J] and [J K], and the same sums for both layers.
 
-The gradient of a linear memory is a kernel too: from the last chunk to the first, with dW and dS on chip; it reads W and
-S of every chunk's start, and d, which the forward pass left in memory. That of a hidden layer or of a residual memory
-is not: there the op is computed once more by `dual` in torch, which has it.
+The gradient of a linear memory is a kernel too: from the last chunk to the first, with dW and dS on chip; it reads W
+and S of every chunk's start, and d, which the forward pass left in memory. That of a hidden layer or of a residual
+memory is not: there the op is computed once more by `dual` in torch, which has it.
 
-Products are taken in full float32 (`input_precision="ieee"`), which tensor cores do not have. Sizes are padded to powers
-of two from 16 on, and what is padded is zero.
+Products are taken in full float32 (`input_precision="ieee"`), which tensor cores do not have. Sizes are padded to
+powers of two from 16 on, and what is padded is zero. The kernels are checked in Triton's interpreter and compiled for
+sm_90; they have not been timed on a GPU. Compiled, heads and chunks of 16 stay in the registers; at 32 and above the
+compiler spills some of them to the thread's own memory, which is in the cache at best.
 
-B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, I hidden, G gate.
+B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, J hidden, G gate.
 """
 
 from collections.abc import Sequence
@@ -198,7 +200,7 @@ def linear_forward(
             if MOVING:
                 tl.store(kept_momentum + at_cell, push, mask=is_cell)
         base = weight
-        if ANCHORED:
+        if ANCHORED:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
             if n == 0:
                 base = tl.load(anchor + mine, mask=is_cell, other=0.0)
         if n == chunks - 1:
@@ -356,7 +358,7 @@ def linear_backward(
             if n == chunks - 1:
                 d_base += tl.load(d_start + mine, mask=is_cell, other=0.0)
             base = weight
-            if ANCHORED:
+            if ANCHORED:  # noqa: SIM102
                 if n == 0:
                     base = tl.load(anchor + mine, mask=is_cell, other=0.0)
                     tl.store(d_anchor + mine, d_base, mask=is_cell)
@@ -411,18 +413,18 @@ def hidden_forward(
     queries, keys, values, rate, keep, carry, mix, fade, trail,
     weights_1, weights_2, momentum_1, momentum_2, anchor_1, anchor_2,
     reads, moved_1, moved_2, pushed_1, pushed_2, start_1, start_2,
-    chunks, rows, size, C: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, I: tl.constexpr, HIDDEN: tl.constexpr,
+    chunks, rows, size, C: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, J: tl.constexpr, HIDDEN: tl.constexpr,
     CAP_1: tl.constexpr, CAP_2: tl.constexpr, RESIDUAL: tl.constexpr, STIFF: tl.constexpr, ANCHORED: tl.constexpr,
     MOVING: tl.constexpr, GATES: tl.constexpr,
 ):  # fmt: skip
     """All chunks of one row and head of a memory with one hidden layer."""
     row = tl.program_id(0)
-    c, k, i = tl.arange(0, C), tl.arange(0, K), tl.arange(0, I)
+    c, k, j = tl.arange(0, C), tl.arange(0, K), tl.arange(0, J)
     wide = (k < WIDTH)[None, :]
     token, is_token = c[:, None] * WIDTH + k[None, :], (c < size)[:, None] & wide
     mine = row.to(tl.int64) * WIDTH * HIDDEN
-    cell_1, is_cell_1 = mine + k[:, None] * HIDDEN + i[None, :], (k < WIDTH)[:, None] & (i < HIDDEN)[None, :]
-    cell_2, is_cell_2 = mine + i[:, None] * WIDTH + k[None, :], (i < HIDDEN)[:, None] & wide
+    cell_1, is_cell_1 = mine + k[:, None] * HIDDEN + j[None, :], (k < WIDTH)[:, None] & (j < HIDDEN)[None, :]
+    cell_2, is_cell_2 = mine + j[:, None] * WIDTH + k[None, :], (j < HIDDEN)[:, None] & wide
     weight_1 = tl.load(weights_1 + cell_1, mask=is_cell_1, other=0.0)
     weight_2 = tl.load(weights_2 + cell_2, mask=is_cell_2, other=0.0)
     push_1, push_2 = weight_1, weight_2
@@ -431,13 +433,15 @@ def hidden_forward(
         push_2 = tl.load(momentum_2 + cell_2, mask=is_cell_2, other=0.0)
     for n in range(chunks):
         here = row.to(tl.int64) + n * rows
-        there = here + (GATES - 1) * chunks * rows  # where the gates of the second layer lie: its own, or the only one's
+        there = (
+            here + (GATES - 1) * chunks * rows
+        )  # where the gates of the second layer lie: its own, or the only one's
         at_token = here * size * WIDTH + token
         if CAP_1 is not None:
             weight_1 *= tl.where(n > 0, shrunk(weight_1, CAP_1), 1.0)
             weight_2 *= tl.where(n > 0, shrunk(weight_2, CAP_2), 1.0)
         base_1, base_2 = weight_1, weight_2
-        if ANCHORED:
+        if ANCHORED:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
             if n == 0:
                 base_1 = tl.load(anchor_1 + cell_1, mask=is_cell_1, other=0.0)
                 base_2 = tl.load(anchor_2 + cell_2, mask=is_cell_2, other=0.0)
@@ -466,18 +470,14 @@ def hidden_forward(
         )
         query = tl.load(queries + at_token, mask=is_token, other=0.0)
         asked = gelu(read(query, key, error_1, weight_1, push_1, keep_c, carry_c, mix_c, MOVING))
-        weight_1, push_1 = updated(
-            key, error_1, weight_1, push_1, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING
-        )
+        weight_1, push_1 = updated(key, error_1, weight_1, push_1, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING)
         if GATES > 1:
             keep_c, carry_c, mix_c, keep_n, carry_n, mix_n, fade_n, trail_n = gates_at(
                 keep, carry, mix, fade, trail, there, size, C, MOVING
             )
         y = read(asked, inner, error_2, weight_2, push_2, keep_c, carry_c, mix_c, MOVING)
         tl.store(reads + at_token, y, mask=is_token)
-        weight_2, push_2 = updated(
-            inner, error_2, weight_2, push_2, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING
-        )
+        weight_2, push_2 = updated(inner, error_2, weight_2, push_2, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING)
     tl.store(moved_1 + cell_1, weight_1, mask=is_cell_1)
     tl.store(moved_2 + cell_2, weight_2, mask=is_cell_2)
     if MOVING:
@@ -573,7 +573,8 @@ class Linear(torch.autograd.Function):
 
 
 class ByTorch(torch.autograd.Function):
-    """`on_chip` for a residual memory or one with a hidden layer: a kernel there; back, `dual` in torch computes anew."""
+    """`on_chip` for a residual memory or one with a hidden layer: a kernel there; `dual` computes it again on the way
+    back."""
 
     @staticmethod
     def forward(ctx: Any, form: Form, *parts: Any) -> tuple[Tensor, ...]:
@@ -593,7 +594,7 @@ class ByTorch(torch.autograd.Function):
         ]
         with torch.enable_grad():
             out = Dual.apply(ctx.form, *leaves)  # type: ignore[no-untyped-call]
-        into = [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]
+        into = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
         found = iter(torch.autograd.grad(out, into, grads))
         return None, *(next(found) if want else None for want in wanted)
 
@@ -602,7 +603,8 @@ def launch_linear(form: Form, parts: Sequence[Any], saving: bool) -> tuple[tuple
     """What `linear_forward` makes of the arguments of `on_chip`, and with `saving` what it left to the gradient.
 
     >>> x, w, g = (torch.ones(shape, device=DEVICE) for shape in ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1, 1)))
-    >>> launch_linear(Form(layers=1), (x, x, 3 * x, 0.5 * g, g, None, g[..., None], None, None, w, w), False)[0][0].item()
+    >>> parts = (x, x, 3 * x, 0.5 * g, g, None, g[..., None], None, None, w, w)
+    >>> launch_linear(Form(layers=1), parts, False)[0][0].item()
     3.0
     """
     queries, keys, values, *gates = parts[:9]
@@ -639,12 +641,16 @@ def launch_hidden(form: Form, parts: Sequence[Any]) -> tuple[Tensor, ...]:
     chunks, rows, size, width = queries.shape
     hidden = state[0].shape[-1]
     none = queries.new_empty(0)
-    ends = [*(torch.empty_like(x) for x in state[:2]), *(x.clone() for x in state[2:]), *map(torch.empty_like, state[:2])]
+    ends = [
+        *(torch.empty_like(x) for x in state[:2]),
+        *(x.clone() for x in state[2:]),
+        *map(torch.empty_like, state[:2]),
+    ]
     reads = torch.empty_like(queries)
     hidden_forward[(rows,)](
         queries, keys, values, *(none if gate is None else gate for gate in gates), *state,
         *(parts[13:15] if form.anchored else (none, none)), reads, *ends, chunks, rows, size, C=padded(size),
-        K=padded(width), WIDTH=width, I=padded(hidden), HIDDEN=hidden, CAP_1=bound(form, hidden),
+        K=padded(width), WIDTH=width, J=padded(hidden), HIDDEN=hidden, CAP_1=bound(form, hidden),
         CAP_2=bound(form, width), RESIDUAL=form.residual, STIFF=form.stiff, ANCHORED=form.anchored,
         MOVING=gates[2] is not None, GATES=gates[0].shape[0],
     )  # fmt: skip
@@ -671,6 +677,11 @@ def refuse(state: MemoryState, tokens: Tokens, rule: Rule) -> None:
     """
     parts = [*leaves((state.weights, state.momentum, state.anchor)), *(part for part in tokens if part is not None)]
     layers = len(state.weights)
+    require(
+        tokens.keys.shape[-1] == tokens.values.shape[-1],
+        f"op='triton' wants keys and values of one width, and got {tokens.keys.shape[-1]} and "
+        f"{tokens.values.shape[-1]}: use op='auto'.",
+    )
     require(
         layers <= 2,
         f"op='triton' has kernels for memories of 1 and 2 layers, and this one has {layers}: use op='auto'.",
