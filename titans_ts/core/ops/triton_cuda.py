@@ -23,7 +23,7 @@ memory is not: there the op is computed once more by `dual` in torch, which has 
 Products are taken in full float32 (`input_precision="ieee"`), which tensor cores do not have. Sizes are padded to
 powers of two from 16 on, and what is padded is zero. The kernels are checked in Triton's interpreter and compiled for
 sm_90; they have not been timed on a GPU. Compiled, heads and chunks of 16 stay in the registers; at 32 and above the
-compiler spills some of them to the thread's own memory, which is in the cache at best.
+compiler spills some of them to the thread's own memory, at best a cache.
 
 B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, J hidden, G gate.
 """
@@ -46,6 +46,7 @@ from .dual import Dual, Form, Gates
 
 ON_CHIP = 32768  # numbers of state and of one chunk's mix: in float32 half the registers of a multiprocessor
 LONGEST = 2**16  # chunks of one launch
+WARPS = 8  # of a program: half of what is spilled with 4
 
 
 @triton.jit
@@ -565,7 +566,7 @@ class Linear(torch.autograd.Function):
             queries, keys, *(none if x is None else x for x in (*gates, anchor, *tape)),
             *(grad.contiguous() for grad in grads), *(none if x is None else x for x in (*found[:11], d_anchor)),
             chunks, rows, size, C=padded(size), K=padded(width), WIDTH=width, STIFF=form.stiff,
-            CAPPED=form.cap is not None, ANCHORED=form.anchored, EXACT=form.exact, MOVING=moving,
+            CAPPED=form.cap is not None, ANCHORED=form.anchored, EXACT=form.exact, MOVING=moving, num_warps=WARPS,
         )  # fmt: skip
         if not moving:
             found[10] = grads[2]  # momentum that is neither read nor written goes through as it came
@@ -624,7 +625,7 @@ def launch_linear(form: Form, parts: Sequence[Any], saving: bool) -> tuple[tuple
         queries, keys, values, *(none if gate is None else gate for gate in gates), weights, momentum,
         parts[11] if form.anchored else none, *out, *tape, chunks, rows, size, C=padded(size), K=padded(width),
         WIDTH=width, CAP=bound(form, width), RESIDUAL=form.residual, STIFF=form.stiff, ANCHORED=form.anchored,
-        EXACT=form.exact, MOVING=moving, SAVING=saving,
+        EXACT=form.exact, MOVING=moving, SAVING=saving, num_warps=WARPS,
     )  # fmt: skip
     return out, tape
 
@@ -652,7 +653,7 @@ def launch_hidden(form: Form, parts: Sequence[Any]) -> tuple[Tensor, ...]:
         *(parts[13:15] if form.anchored else (none, none)), reads, *ends, chunks, rows, size, C=padded(size),
         K=padded(width), WIDTH=width, J=padded(hidden), HIDDEN=hidden, CAP_1=bound(form, hidden),
         CAP_2=bound(form, width), RESIDUAL=form.residual, STIFF=form.stiff, ANCHORED=form.anchored,
-        MOVING=gates[2] is not None, GATES=gates[0].shape[0],
+        MOVING=gates[2] is not None, GATES=gates[0].shape[0], num_warps=WARPS,
     )  # fmt: skip
     return reads, *ends
 
