@@ -55,7 +55,7 @@ def choose(config: MemoryConfig) -> str:
     """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
 
     "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": its
-    kernels are checked in Triton's interpreter and have not been timed on a GPU.
+    kernels are checked in Triton's interpreter and have not been run or timed on a GPU.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')

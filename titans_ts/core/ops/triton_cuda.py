@@ -2,7 +2,9 @@
 chunks, weights and momentum in its registers from the first token to the last.
 
 What is cheap or the business of clocks stays in torch and is that of `chunked`: cutting at the clocks, caps and budgets
-before the first chunk, and the scalars of the recurrences (`coefficients`). The kernels are `dual.whole_chunks`.
+before the first chunk, and the scalars of the recurrences (`coefficients`: some small launches a token of the chunk,
+for all chunks at once). The kernels are `dual.whole_chunks`: all chunks in one launch where the rows agree on their
+clocks and lengths, and otherwise a launch a chunk.
 
 A chunk of C tokens, every token's keep, carry, theta and last row of mix and trail a column [C 1], mix [C C]; k, v, q,
 y [C K]; W, S [K K]. Linear memory:
@@ -10,7 +12,7 @@ y [C K]; W, S [K K]. Linear memory:
     d = 2 (k A - v)                                  A the anchor; the error of a frozen gradient
     d = 2 e, (I + L) e = keep' k W + carry' k S - v  the exact form: L = (k k^T) * mix' * 2 theta^T, and ' is
                                                      the token before (row after row, for powers of L lose digits)
-    e = theta d / max(1, |k|^2 |d|^2 / (|d|^2 + 1e-12))
+    e = theta d                                      divided by the stiffness where there is a step budget
     y = keep (q W) + carry (q S) - ((q k^T) * mix) e
     W <- keep_C W + carry_C S - (k * mix_C)^T e      S <- fade S - (k * trail)^T e
 
@@ -22,8 +24,8 @@ memory is not: there the op is computed once more by `dual` in torch, which has 
 
 Products are taken in full float32 (`input_precision="ieee"`), which tensor cores do not have. Sizes are padded to
 powers of two from 16 on, and what is padded is zero. The kernels are checked in Triton's interpreter and compiled for
-sm_90; they have not been timed on a GPU. Compiled, heads and chunks of 16 stay in the registers; at 32 and above the
-compiler spills some of them to the thread's own memory, at best a cache.
+sm_90; they have not run on a GPU yet, and nothing is known of their speed. Compiled, heads and chunks of 16 stay in
+the registers; at 32 and above the compiler spills some of them to the thread's own memory, at best a cache.
 
 B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, J hidden, G gate.
 """
