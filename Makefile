@@ -4,7 +4,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 SOURCES := $(shell find titans_ts datasets -type f -not -name '*.pyc')
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-long test-peer lint clean check-wheel
+.PHONY: demo test test-long test-peer test-triton lint clean check-wheel
 
 demo: .venv-demo/.installed
 	.venv-demo/bin/titans-ts demo --out demo_out
@@ -21,6 +21,13 @@ test-long: .venv-test/.installed
 test-peer: .venv-peer/.torch
 	.venv-peer/bin/python $(PIP_INSTALL) -e ".[dev]" titans-pytorch==0.5.5
 	OMP_NUM_THREADS=1 .venv-peer/bin/python -m pytest -q tests/benchmark/test_memory.py
+
+# The kernels of Triton in its interpreter, on the CPU. A CUDA build of torch brings its own Triton, which is then the one.
+test-triton: .venv-triton/.torch
+	.venv-triton/bin/python $(PIP_INSTALL) -e ".[dev]"
+	.venv-triton/bin/python -c "import triton" 2> /dev/null || .venv-triton/bin/python $(PIP_INSTALL) triton==3.9.0
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest -q -n 2 tests/laws/test_triton.py
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest -q tests/core/test_doctests.py -k triton
 
 lint: .venv-test/.installed
 	.venv-test/bin/ruff format --check .
@@ -52,5 +59,5 @@ check-wheel: .venv-test/.installed .venv-wheel/.torch
 .venv-wheel/.torch: pyproject.toml
 
 clean:
-	rm -rf .venv-demo .venv-test .venv-wheel .venv-peer dist demo_out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv-demo .venv-test .venv-wheel .venv-peer .venv-triton dist demo_out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find titans_ts tests -name __pycache__ -type d -prune -exec rm -rf {} +

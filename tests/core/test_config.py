@@ -16,6 +16,7 @@ BAD = [
     ({"conv": 0}, "conv=0"),
     ({"dim": 10, "heads": 4}, "dim=10 must be a multiple of heads=4"),
     ({"depth": 5}, "1 to 4 layers"),
+    ({"depth": 3, "op": "triton"}, "kernels for depth 1 and 2, and depth=3"),
     ({"persistent": -1}, "cannot be negative"),
     ({"step_budget": 0.0}, "must be positive, or None"),
     ({"weight_cap": 0.0}, "weight_cap=0.0 must be positive"),
@@ -48,6 +49,7 @@ def test_a_configuration_is_frozen_and_takes_names_only():
         ({"depth": 1, "op": "reference"}, "reference"),
         ({"depth": 3, "op": "chunked"}, "chunked"),
         ({"depth": 2, "op": "numba"}, "numba"),
+        ({"depth": 2, "op": "triton"}, "triton"),
     ],
 )
 def test_the_op_is_the_configured_one_or_the_fast_one(words, op):

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import titans_ts
 
@@ -40,13 +42,22 @@ def story() -> dict[str, Any]:
 NAMES = {"titans_ts.forecasting.inference": story}
 
 
+def load(name: str) -> ModuleType:
+    """The module, or a skip that says what it would need here."""
+    if name == "titans_ts.core.ops.triton_cuda":
+        pytest.importorskip("triton", reason="needs Triton: run `make test-triton`")
+        if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
+            pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device: run `make test-triton`")
+    return import_module(name)
+
+
 def examples(module: ModuleType) -> list[doctest.DocTest]:
     return [test for test in doctest.DocTestFinder(exclude_empty=True).find(module) if test.examples]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
-    module = import_module(name)
+    module = load(name)
     monkeypatch.chdir(tmp_path)
     for test in examples(module):
         said: list[str] = []
@@ -59,7 +70,7 @@ def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("titans_ts.core.")])
 def test_every_function_of_the_core_shows_how_it_is_called(name):
-    module = import_module(name)
+    module = load(name)
     shown = {test.name for test in examples(module)}
     for word, value in vars(module).items():
         if inspect.isfunction(value) and value.__module__ == name and not word.startswith("_"):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-OpName = Literal["auto", "reference", "chunked", "exact_linear", "numba"]
+OpName = Literal["auto", "reference", "chunked", "exact_linear", "numba", "triton"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -42,6 +42,8 @@ class MemoryConfig:
         bounded whatever comes in. A linear memory is capped at a thousand times that, which is for the worst only.
     op: which implementation runs; "auto" takes `exact_linear` where it is exact and `chunked` otherwise.
         "numba" streams token by token on the CPU, computes no gradients, and compiles when it is first called.
+        "triton" is for CUDA devices and memories of 1 and 2 layers in float32, as large as fit on the chip; its kernels
+        are checked in Triton's interpreter and have not been run or timed on a GPU.
 
     >>> MemoryConfig(dim=32, heads=2, depth=1).head_dim
     16
@@ -74,6 +76,10 @@ class MemoryConfig:
         require(self.weight_cap > 0, f"weight_cap={self.weight_cap} must be positive.")
         if self.op == "exact_linear":
             require(self.exact, "op='exact_linear' needs depth=1 and residual=False: only then is the loss quadratic.")
+        require(
+            self.op != "triton" or self.depth <= 2,
+            f"op='triton' has kernels for depth 1 and 2, and depth={self.depth}: use op='auto'.",
+        )
         if self.op == "chunked":
             require(not self.exact, "op='chunked' is for deep or residual memories; depth=1 has op='exact_linear'.")
 

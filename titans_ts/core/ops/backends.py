@@ -1,5 +1,7 @@
 """Which ops exist, and which one runs a given memory."""
 
+from importlib.util import find_spec
+
 from torch import Tensor
 
 from ..config import MemoryConfig
@@ -24,13 +26,36 @@ def numba(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Memor
     return numba_cpu(state, tokens, rule)
 
 
-OPS: dict[str, Op] = {"reference": reference, "chunked": chunked, "exact_linear": exact_linear, "numba": numba}
+def triton(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
+    """The dual form in kernels for CUDA devices, which imports Triton when it is first called; see `triton_cuda`.
+
+    >>> triton.__name__ in OPS
+    True
+    """
+    if find_spec("triton") is None:
+        raise ModuleNotFoundError(
+            "op='triton' needs Triton, which the CUDA builds of torch for Linux bring with them: pip install triton, "
+            "or use op='auto'."
+        )
+    from .triton_cuda import triton_cuda
+
+    return triton_cuda(state, tokens, rule)
+
+
+OPS: dict[str, Op] = {
+    "reference": reference,
+    "chunked": chunked,
+    "exact_linear": exact_linear,
+    "numba": numba,
+    "triton": triton,
+}
 
 
 def choose(config: MemoryConfig) -> str:
     """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
 
-    "numba" is never chosen by itself: it has none, and its first call compiles for seconds.
+    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": its
+    kernels are checked in Triton's interpreter and have not been run or timed on a GPU.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')

@@ -6,6 +6,7 @@ a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and 
 B row, H head, T time, C token of the chunk, N chunk, R row and head together, K key, V value, G gate.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 
@@ -22,6 +23,9 @@ from .contract import Rule, Tokens, cap, lasting
 from .dual import Form, Gates, whole_chunks
 from .reference import at_rest
 
+WholeChunks = Callable[
+    ..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
+]  # as `whole_chunks`
 SPAN = 4096  # tokens of all rows whose scalars are computed at once
 
 
@@ -37,12 +41,24 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     >>> chunked(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4))[0].shape
     torch.Size([1, 1, 1, 1])
     """
+    return in_runs(state, tokens, rule, max(1, SPAN // (rule.chunk * state.offset.shape[0])), whole_chunks)
+
+
+def in_runs(
+    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks
+) -> tuple[Tensor, MemoryState]:
+    """The op whose runs of at most `longest` chunks are computed by `whole`.
+
+    >>> one, clock = torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.long)
+    >>> start = MemoryState((one,), (one,), (one,), 0 * one[0], clock, one[0])
+    >>> in_runs(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4), 1, whole_chunks)[1].offset.tolist()
+    [1]
+    """
     time = tokens.keys.shape[2]
     steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
     reads = []
-    found = runs(steps, rule.chunk, max(1, SPAN // (rule.chunk * state.offset.shape[0])))
-    for part, run in apart(tokens, found):
-        read, state = one_run(state, part, rule, run)
+    for part, run in apart(tokens, runs(steps, rule.chunk, longest)):
+        read, state = one_run(state, part, rule, run, whole)
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
@@ -103,7 +119,9 @@ def grid(x: Shaped[Tensor, "B H T F"], run: list[Piece]) -> Shaped[Tensor, "N R 
     return whole.unflatten(2, (len(run), first.width)).movedim(2, 0).flatten(1, 2).contiguous()
 
 
-def one_run(state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece]) -> tuple[Tensor, MemoryState]:
+def one_run(
+    state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece], whole: WholeChunks = whole_chunks
+) -> tuple[Tensor, MemoryState]:
     """Reads and state after one of `runs`; the offset stays that of the whole call's start.
 
     >>> one = torch.ones(1, 1, 1, 1)
@@ -139,7 +157,7 @@ def one_run(state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece]) ->
         exact=exact,
     )
     flat = [[leaf.flatten(0, 1) for leaf in part] for part in (weights, momentum, anchor)]
-    reads, *ends = whole_chunks(form, queries, keys, values, gates, *flat)
+    reads, *ends = whole(form, queries, keys, values, gates, *flat)
     moved, pushed, start = (tuple(leaf.unflatten(0, (rows, heads)) for leaf in part) for part in ends)
     if rule.residual:
         reads = queries + normalize(reads)[0]

@@ -1,0 +1,258 @@
+"""Twin, for the kernels of Triton: they are the reference, in outputs, in the state they leave and in every gradient.
+
+`make test-triton` runs this file in Triton's interpreter on the CPU, which is where float64 is; on a CUDA device the
+same kernels are compiled and run in float32. Where there is neither, what needs one is skipped.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+
+import pytest
+import torch
+from laws.cases import CONFIGS, NETWORKS, assert_same, make_memory, make_state, make_tokens, name_of
+from laws.test_twin import LAYOUTS, assert_twins, differentiable
+from torch import Tensor
+
+from titans_ts.core.config import MemoryConfig
+from titans_ts.core.memory import NeuralMemory
+from titans_ts.core.ops.backends import OPS, rule_of
+from titans_ts.core.ops.contract import Rule, Tokens
+from titans_ts.core.ops.opaque import opaque
+from titans_ts.core.ops.reference import reference
+from titans_ts.core.state import MemoryState, leaves, map_state
+
+INTERPRETED = find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
+in_the_interpreter = pytest.mark.skipif(
+    not INTERPRETED, reason="needs Triton and TRITON_INTERPRET=1: run `make test-triton`"
+)
+on_a_gpu = pytest.mark.skipif(
+    INTERPRETED or find_spec("triton") is None or not torch.cuda.is_available(),
+    reason="needs Triton and a CUDA device, without TRITON_INTERPRET",
+)
+
+COVERED = [config for config in CONFIGS if config.depth <= 2]
+FULL = [config for config in NETWORKS if config.depth <= 2]
+LINEAR = next(config for config in FULL if config.exact)
+DEEP = next(config for config in FULL if config.depth == 2)
+
+
+def case(config: MemoryConfig, layout: str, *, grad: bool = False) -> tuple[MemoryState, Tokens]:
+    options = dict(LAYOUTS[layout])
+    lengths, ragged = options.pop("lengths", None), options.pop("ragged", False)
+    tokens = make_tokens(config, grad=grad, **options)._replace(lengths=lengths)
+    return make_state(config, ragged=ragged, grad=grad), tokens
+
+
+def compiled() -> dict[str, str]:
+    """The environment of a program in which Triton compiles."""
+    return {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+def anchored(state: MemoryState) -> MemoryState:
+    """The state of a linear memory with an anchor, so that its gradients are frozen as those of a deep one."""
+    return state._replace(anchor=tuple((w + 0.3).detach() for w in state.weights))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("config", COVERED, ids=name_of)
+def test_triton_is_the_reference(config, layout):
+    assert_twins("triton", *case(config, layout, grad=True), rule_of(config))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", FULL, ids=name_of)
+@pytest.mark.parametrize("chunk", [1, 2, 11, 64])
+def test_triton_is_the_reference_for_every_chunk(config, chunk):
+    assert_twins("triton", *case(config, "missing", grad=True), replace(rule_of(config), chunk=chunk))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", FULL, ids=name_of)
+def test_triton_is_the_reference_where_cap_and_budget_bite(config):
+    rule = replace(rule_of(config), weight_cap=0.5, step_budget=None if config.exact else 0.2)
+    state, tokens = case(config, "ragged clocks", grad=True)
+    free = reference(state, tokens, replace(rule, weight_cap=None))
+    assert (reference(state, tokens, rule)[0] - free[0]).abs().max() > 1e-2
+    assert_twins("triton", state, tokens, rule)
+    assert_twins("triton", *case(config, "whole", grad=True), rule)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("budget", [None, 0.2])
+@pytest.mark.parametrize("offset", [0, 2])
+@pytest.mark.parametrize("momentum", [True, False])
+def test_triton_is_the_reference_for_a_linear_memory_with_frozen_gradients(momentum, offset, budget):
+    config = replace(LINEAR, momentum=momentum)
+    state, tokens = case(config, "whole", grad=True)
+    keys = (3 * tokens.keys).detach().requires_grad_()  # so that the stiffness counts
+    state = anchored(state)._replace(offset=torch.full((3,), offset))
+    assert_twins("triton", state, tokens._replace(keys=keys), Rule(chunk=4, step_budget=budget, weight_cap=1.0))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", [LINEAR, DEEP], ids=name_of)
+def test_triton_is_the_reference_for_widths_and_chunks_beyond_one_tile(config):
+    wide = replace(config, dim=20, heads=1, expansion=1, chunk=18)
+    assert_twins("triton", make_state(wide, 1, grad=True), make_tokens(wide, 1, 40, grad=True), rule_of(wide))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", FULL, ids=name_of)
+def test_triton_keeps_nothing_for_a_gradient_that_nobody_wants(config):
+    state, tokens = case(config, "whole", grad=True)
+    with torch.no_grad():
+        reads, end = OPS["triton"](state, tokens, rule_of(config))
+    assert not any(leaf.requires_grad for leaf in leaves((reads, end)))
+    assert_same((reads, end), reference(state, tokens, rule_of(config)))
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", [LINEAR, DEEP], ids=name_of)
+def test_triton_as_one_node_of_a_compiled_graph_is_the_reference(config, monkeypatch):
+    monkeypatch.setitem(OPS, "one node", partial(opaque, "triton"))
+    assert_twins("one node", *case(config, "missing", grad=True), rule_of(config))
+
+
+@in_the_interpreter
+def test_the_gradient_of_triton_passes_gradcheck():
+    config = replace(LINEAR, dim=4, heads=1, chunk=3)
+    state, tokens = make_state(config, 1), make_tokens(config, 1, 7, theta=0.2)
+    inputs = [leaf.detach().requires_grad_() for leaf in leaves((state.weights, state.momentum, tuple(tokens[:6])))]
+
+    def run(weights: Tensor, momentum: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        here = state._replace(weights=(weights,), momentum=(momentum,))
+        reads, end = OPS["triton"](here, Tokens(*parts), rule_of(config))
+        return reads, *end.weights, *end.momentum
+
+    assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", FULL, ids=name_of)
+def test_a_memory_on_triton_is_the_memory(config):
+    config = replace(config, persistent=3)
+    memory = make_memory(config)
+    other = NeuralMemory(replace(config, op="triton")).double()
+    other.load_state_dict(memory.state_dict())
+    x, observed = torch.randn(3, 11, config.dim, dtype=torch.float64), torch.rand(3, 11) < 0.8
+    assert_same(other(x, None, observed), memory(x, None, observed))
+    for one in (memory, other):
+        one(x, None, observed)[0].square().sum().backward()
+    pairs = zip(other.parameters(), memory.parameters(), strict=True)
+    assert_same(*zip(*((a.grad, b.grad) for a, b in pairs if b.grad is not None), strict=True), 1e-8)
+
+
+@in_the_interpreter
+def test_triton_refuses_what_its_kernels_do_not_cover():
+    deep = next(config for config in NETWORKS if config.depth == 3)
+    with pytest.raises(ValueError, match="memories of 1 and 2 layers, and this one has 3: use op='auto'"):
+        OPS["triton"](*case(deep, "whole"), rule_of(deep))
+    state, tokens = case(LINEAR, "whole")
+    with pytest.raises(ValueError, match=r"pass a state with an anchor, or use op='reference'"):
+        OPS["triton"](state, tokens, replace(rule_of(LINEAR), step_budget=0.5))
+    with pytest.raises(ValueError, match=r"float32 throughout, and got torch.float32, torch.float64"):
+        OPS["triton"](state, tokens._replace(keys=tokens.keys.float()), rule_of(LINEAR))
+    large = replace(DEEP, dim=64, heads=1, expansion=4, chunk=64)
+    with pytest.raises(
+        ValueError, match=r"at most 32768 numbers on chip; .* are 69632 here \(heads 64 wide, chunk=64\)"
+    ):
+        OPS["triton"](make_state(large, 1), make_tokens(large, 1, 64), rule_of(large))
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from titans_ts.core.ops import triton_cuda
+
+for flags in ({form}):
+    kernel = triton_cuda.{kernel}
+    sizes = dict(C=16, K=16, J=16, WIDTH=8, HIDDEN=16, CAP=4.0, CAP_1=4.0, CAP_2=4.0, GATES=2)
+    switches = ("EXACT", "CAPPED", "ANCHORED", "RESIDUAL", "STIFF", "MOVING", "SAVING")
+    values = {{**sizes, **dict(zip(switches, flags))}}
+    kinds = {{name: "constexpr" if name in values else "i32" if name in ("chunks", "rows", "size") else "*fp32"
+             for name in kernel.arg_names}}
+    given = {{(i,): values[name] for i, name in enumerate(kernel.arg_names) if name in values}}
+    source = ASTSource(kernel, kinds, given)
+    options = {{"num_warps": triton_cuda.WARPS}}
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: run `make test-triton`")
+@pytest.mark.parametrize("kernel", ["linear_forward", "linear_backward", "hidden_forward"])
+def test_the_kernels_compile_for_a_gpu(kernel):
+    """The interpreter takes more than the compiler does, and the compiler needs no GPU."""
+    exact, frozen = (True, True, False, False, False, True, True), (False, False, True, True, True, False, True)
+    program = COMPILE.format(kernel=kernel, form=f"{exact}, {frozen}")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=compiled())
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: run `make test-triton`")
+def test_triton_refuses_the_cpu_outside_of_its_interpreter():
+    program = """
+import torch
+from titans_ts.core.config import MemoryConfig
+from titans_ts.core.memory import NeuralMemory
+NeuralMemory(MemoryConfig(dim=16, depth=1, op="triton"))(torch.zeros(1, 3, 16))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=compiled())
+    assert "ValueError: op='triton' runs on a CUDA device and the state is on cpu" in ran.stderr
+
+
+def test_without_triton_its_absence_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    memory = NeuralMemory(MemoryConfig(dim=16, depth=1, op="triton"))
+    with pytest.raises(ModuleNotFoundError, match=r"op='triton' needs Triton, .* pip install triton, or use op='auto'"):
+        memory(torch.zeros(1, 3, 16))
+
+
+def test_triton_waits_until_it_is_asked_for():
+    program = "import sys, titans_ts.core.memory; sys.exit('titans_ts.core.ops.triton_cuda' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def assert_single_twins(config: MemoryConfig, device: str, rows: int, time: int) -> None:
+    """In single precision on the device the op is the reference in double precision, gradients included."""
+
+    def single(leaf: Tensor) -> Tensor:
+        moved = leaf.detach().to(device)
+        return moved.float().requires_grad_(leaf.requires_grad) if leaf.is_floating_point() else moved
+
+    state, tokens = make_state(config, rows, grad=True), make_tokens(config, rows, time, grad=True)
+    cast = map_state(single, state), Tokens(*map_state(single, tuple(tokens[:6])))
+    results = []
+    for op, given in (("triton", cast), ("reference", (state, tokens))):
+        reads, end = OPS[op](*given, rule_of(config))
+        torch.manual_seed(1)
+        moving = [leaf for leaf in leaves((reads, end)) if leaf.requires_grad]
+        loss = torch.stack([(leaf * torch.randn(leaf.shape).to(leaf)).sum() for leaf in moving]).sum()
+        found = (reads, end, torch.autograd.grad(loss, differentiable(*given)))
+        results.append(map_state(lambda leaf: leaf.detach().cpu().double(), found))
+    assert_same(*results, 1e-3 if config.residual else 1e-4)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize("config", FULL, ids=name_of)
+def test_triton_is_the_reference_in_single_precision(config):
+    assert_single_twins(replace(config, dim=40, heads=2, expansion=2, chunk=16), "cpu", 1, 50)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("heads", [2, 4])
+@pytest.mark.parametrize("config", FULL, ids=name_of)
+def test_triton_on_a_gpu_is_the_reference(config, heads):
+    assert_single_twins(replace(config, dim=64, heads=heads, expansion=4, chunk=32), "cuda", 3, 150)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("config", [config for config in FULL if config.depth == 1], ids=name_of)
+def test_triton_on_a_gpu_is_the_reference_for_one_wide_head(config):
+    assert_single_twins(replace(config, dim=64, heads=1, chunk=64), "cuda", 3, 150)
