@@ -127,7 +127,7 @@ def test_the_weights_of_ridge_are_those_of_the_training_rows(toy):
     noisy[TRAIN : split.begin] *= 1 + 1e-6
     contexts = split.values[-24:].T
     one, other = (
-        ltsf.ridge(dataclasses.replace(split, values=values), SEASON, 24, 12, 0)[0](contexts, None)
+        ltsf.ridge(dataclasses.replace(split, values=values), SEASON, 24, 12, 0)[0](contexts, None, None)
         for values in (split.values, noisy)
     )
     np.testing.assert_array_equal(one, other)

@@ -52,7 +52,7 @@ LADDERS: dict[str, tuple[int, ...]] = {
     "linear path on": (10, 40, 150),
     "linear path alone": (0,),
     PEER: (50, 100, 200, 400),
-    f"{PEER}, one column a step": (200, 400, 600, 1200),
+    f"{PEER}, one column a step": (200, 400, 600),
     "Ridge": (0,),
     "SeasonalNaive": (0,),
 }

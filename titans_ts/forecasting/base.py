@@ -14,7 +14,8 @@ but `_learn` are pure: states go in and come out, row i of a state is series i.
 
 What the series share is learnt from each as much as `panel.weights` says (`Panel.shares`). A forecaster with covariates
 has two more hooks: `_schema(fitted)` names their columns and the calendar, and `_effect(state, rows, ahead)` says what
-known covariates `ahead` `[N, F, K]` add to the forecast of every step.
+known covariates `ahead` `[N, F, K]` add to the forecast of every step. One that reads the clock has `_displaced(state,
+rows)`, for arrays of which nobody knows at which step they begin.
 """
 
 from __future__ import annotations
