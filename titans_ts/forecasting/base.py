@@ -423,9 +423,9 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         state = self._start(panel)
         if isinstance(panel.clock, CountClock) and not panel.clock.timed:
             # rows without timestamps that are fewer than those known cannot begin where those began
-            known = self._known
-            ends = np.array([known.ends[known.rows[name]] if name in known.rows else -1 for name in panel.ids])
-            state = self._displaced(state, np.flatnonzero(panel.ends < ends))
+            ends = dict(zip(self._known.ids, self._known.ends.tolist(), strict=True))
+            known = np.array([ends.get(name, -1) for name in panel.ids])
+            state = self._displaced(state, np.flatnonzero(panel.ends < known))
         return Known(panel.ids, panel.ends, panel.phases, panel.clock, state), layout
 
     def _read(
