@@ -218,8 +218,8 @@ def train(
     learner: Annotated[
         list[str] | None,
         typer.Option(
-            help="'linear path off', 'linear path on', 'linear path alone', PatchTST, Ridge, SeasonalNaive, "
-            "repeatable; default: all, where neuralforecast is installed."
+            help="'linear path off', 'linear path on', 'linear path alone', PatchTST, 'PatchTST, one column a step', "
+            "Ridge, SeasonalNaive, repeatable; default: all, where neuralforecast is installed."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fits.")] = 0,

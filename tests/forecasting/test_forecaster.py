@@ -271,10 +271,18 @@ def test_an_array_that_was_cut_does_without_the_profile_of_the_season():
         assert (forecaster.predict(y=y) != bare.predict(y=y)).all()
 
 
-def test_the_order_of_the_series_does_not_change_the_intervals():
-    forward = make(train=TrainConfig(steps=0)).fit(PAST).predict(level=80)
-    other = pd.concat([PAST[PAST["unique_id"] == name] for name in reversed(SERIES)])
-    backward = make(train=TrainConfig(steps=0)).fit(other).predict(level=80, ids=list(SERIES))
+def test_the_order_of_the_series_does_not_change_the_intervals(monkeypatch):
+    seen, calibrate = [], module.calibrate
+    monkeypatch.setattr(module, "calibrate", lambda *a, **k: seen.append(k["earlier"]) or calibrate(*a, **k))
+    past = panel_frame(600, holes=False)
+    other = pd.concat([past[past["unique_id"] == name] for name in reversed(SERIES)])
+    forward, backward = (
+        make(context_length=12, train=TrainConfig(steps=0, validation=30)).fit(y).predict(level=80, ids=list(SERIES))
+        for y in (past, other)
+    )
+    assert len(seen) == 2
+    for trained in seen:  # some of the training windows tell how large errors are, not all
+        assert 20 < len(trained.series) < 300
     close(numbers(backward), numbers(forward), 1e-9)
 
 
