@@ -1,6 +1,6 @@
 """What the validation rows make of several forecasts: one point forecast, and intervals that cover what they say.
 
-Axes: N series, W windows, F future step, Q quantile level.
+Axes: N series, W windows, F future step, P places of the season, Q quantile level.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from .linear import GROUPS, series_scales, surely_less
+from .linear import GROUPS, PROFILE_NUMBERS, series_scales, surely_less
 from .panel import Float, Int, Panel
 
 Intervals: TypeAlias = Literal["auto", "conformal", "head"]
@@ -25,7 +25,12 @@ UNDECIDED = 0.5  # their share before anything was validated
 DOUBT = 0.2
 PARTS = (0.0, 0.5)  # of the head's quantiles: it is silent where a window stands still, and may not speak alone
 LEAST = 0.5  # of the mean unit of a series is the least that one of its windows has: calm does not last
-STILL = 0.4  # of it, and less: the series has stood still for so long that the error of its next move says nothing
+STRETCH = 1.3  # how much wider intervals are made, at most, to cover as much where series stood still
+STILL = 0.4  # of it, and less: the series has stood still for so long that its next move says little about all others
+LEAN = (
+    0.7  # of how far the median of the errors lies from their mean, in the median: they are skewed, or were by chance
+)
+DAYS = 10.0  # seasons after which a place of the season has half of the size that its errors had there
 OWN = 1.0  # horizons behind the first whose errors say as much about a series as those of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
@@ -39,8 +44,9 @@ class Judged(NamedTuple):
     its correction; fading: of the fading memories; ripe `[W]`: how much those have seen by then, see `Fading.ripe`;
     head: the head's quantiles around `main` `[W, F, Q]`, None where there is no trained head; unit `[W]`: what errors
     are expected to grow with in each window, see `error_unit`; surprise `[W]`: the mean one of the fading memories by
-    then; scale `[W]`: what the errors of each series are counted in. horizons: how many of them a series has behind its
-    training rows; 0 where the windows are training rows themselves.
+    then; bounds `[W, 2]`: what each does not go beyond, see `Fading.ahead`; steps `[W]`: the step of the clock at which
+    it begins; scale `[W]`: what the errors of each series are counted in. horizons: how many of them a series has
+    behind its training rows; 0 where the windows are training rows themselves.
     """
 
     series: Int
@@ -51,6 +57,8 @@ class Judged(NamedTuple):
     head: Float | None
     unit: Float
     surprise: Float
+    bounds: Float
+    steps: Int
     scale: Float
     horizons: float
 
@@ -64,7 +72,9 @@ class Calibration:
     those of `table`. width: factor on the former. table `[F, Q]`: quantiles of the errors of each step around their
     median, in units of `error_unit`. habits `[1 + N, 2]`, first of strangers and then of every series of `fit`: how
     large its errors are in that unit, relative to those of all series, and the least that the unit is, in mean
-    surprises of the series so far.
+    surprises of the series so far. sizes `[1 + N, P]`: how large they are at every place of the season, relative to
+    all places. lean: how far the median lies off where the parts above put it, in the same units: where data are
+    skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
     """
 
     mean: float
@@ -74,6 +84,9 @@ class Calibration:
     width: float
     table: Float
     habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0]]))
+    sizes: Float = field(default_factory=lambda: np.ones((1, 1)))
+    lean: float = 0.0
+    bounded: bool = False
 
     def forecast(
         self,
@@ -83,21 +96,29 @@ class Calibration:
         head: Float | None,
         unit: Float,
         surprise: Float,
+        bounds: Float,
         rows: Int,
+        steps: Int,
         levels: tuple[float, ...],
     ) -> tuple[Float, Float, Float]:
         """Mean and median `[N, F]` and quantiles `[N, F, Q]`; where main or fading says nothing, of the other alone.
 
-        rows `[N]`: the row of `habits` of each series; it is that of its rates (`FadingState.own`).
+        rows `[N]`: the row of `habits` of each series; it is that of its rates (`FadingState.own`). steps `[N]`: the
+        steps of the clock at which the forecasts begin, below 0 where that is not known.
         """
-        unit = own_unit(unit, surprise, self.habits[rows])
+        unit = own_unit(unit, surprise, self.habits[rows])[:, None] * sizes_at(self.sizes, rows, steps, main.shape[1])
         middle = 0.0 if head is None else at_median(head, levels)
         share = self.fading * ripe[:, None]
         mean, median = (mixed(main + part * middle, fading, share) for part in (self.mean, self.median))
-        offsets = unit[:, None, None] * self.table
+        median = median + self.lean * unit
+        offsets = unit[..., None] * self.table
         if head is not None and self.head:
             offsets = self.head * self.width * around_median(head, levels) + (1 - self.head) * offsets
-        return mean, median, median[..., None] + offsets
+        quantiles = median[..., None] + offsets
+        if not self.bounded:
+            return mean, median, quantiles
+        low, high = bounds.T[..., None]
+        return np.clip(mean, low, high), np.clip(median, low, high), np.clip(quantiles, low[..., None], high[..., None])
 
 
 def mixed(main: Float, fading: Float, share: Float) -> Float:
@@ -183,6 +204,7 @@ def calibrate(
     *,
     earlier: Judged | None = None,
     count: int | None = None,
+    season: int = 1,
     mix: bool = True,
 ) -> Calibration:
     """The mixture with the least error, and quantiles that cover what they say, on these windows.
@@ -194,7 +216,8 @@ def calibrate(
     errors choose the shares of the forecast that is asked for, squared and absolute ones together ("mean") or the
     absolute ones. earlier: windows of the training rows, whose errors tell as well how large errors are: a validation
     part that was calm, or restless, is not the whole of a series. count: how many series there are; None: as many as
-    have windows. mix: whether the fading memories may take part.
+    have windows. season: steps of the season, at each place of which errors have a size of their own, unless that were
+    more than `PROFILE_NUMBERS` numbers. mix: whether the fading memories may take part.
     """
     count = int(judged.series.max(initial=-1)) + 1 if count is None else count
     groups = [judged] if earlier is None else [judged, earlier]
@@ -218,36 +241,48 @@ def calibrate(
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
     share = mixed_share(truth, chosen, fading, ripe, scale, judged.horizons, powers) if mix else 0.0
 
-    errors = truth - mixed(centres[1], fading, share * ripe[:, None])
-    series, unit, later = judged.series[moving], units[0][moving], np.arange(moving.sum())
+    of_mean, of_median = (mixed(centre, fading, share * ripe[:, None]) for centre in centres)
+    skewed, errors = truth - of_mean, truth - of_median
+    series, steps, unit = judged.series[moving], judged.steps[moving], units[0][moving]
     if earlier is not None:
         before = earlier.truth - mixed(earlier.main, earlier.fading, share * earlier.ripe[:, None])
-        errors, unit = np.concatenate([errors, before]), np.concatenate([unit, units[1]])
-        series = np.concatenate([series, earlier.series])
+        skewed, errors = np.concatenate([skewed, before]), np.concatenate([errors, before])
+        series, steps = np.concatenate([series, earlier.series]), np.concatenate([steps, earlier.steps])
+        unit, scale = np.concatenate([unit, units[1]]), np.concatenate([scale, earlier.scale])
     seen = np.isfinite(errors).any(1)
     telling = seen & (unit > STILL * means_of(unit[seen], series[seen], count)[series])
-    later = later[telling[: len(later)]]
-    errors, series, unit = errors[telling], series[telling], unit[telling]
-    habits[1:, 0] = own_sizes(errors / unit[:, None], series, count, judged.horizons)
+    habits[1:, 0] = own_sizes(errors[telling] / unit[telling, None], series[telling], count, judged.horizons)
     unit = unit * habits[1 + series, 0]
-    table = covering_table(errors, unit, levels)
+    sizes = seasonal_sizes(errors[telling], unit[telling], series[telling], steps[telling], count, season)
+    place = sizes_at(sizes, 1 + series, steps, errors.shape[1])
+    whole = unit[:, None] * place
+    lean = leaning(errors[telling], skewed[telling], whole[telling], scale[telling])
+    errors = errors - lean * whole
+    bounded = not_worse(judged.truth[moving], of_median + lean * whole[: len(of_median)], judged.bounds[moving], scale)
+    made = partial(Calibration, mean, median, share, habits=habits, sizes=sizes, lean=lean, bounded=bounded)
+    # Windows that stood still do not tell how large errors are, but intervals cover them too.
+    table = covering_table(errors[telling] / place[telling], unit[telling], levels)
+    table = table * min(max(covering(errors, whole[..., None] * table[:, [0, -1]], levels), 1.0), STRETCH)
     if head is None or intervals == "conformal":
-        return Calibration(mean, median, share, 0.0, 1.0, table, habits)
+        return made(0.0, 1.0, table)
 
     # There are heads in the later windows alone: they are as wide as these want it, and then narrower by what these
     # are more restless than all windows.
+    later = np.flatnonzero(telling[: len(head)])
     around, scale = around_median(head[later], levels), scale[later]
-    errors, unit = errors[: len(later)], unit[: len(later)]
-    offsets = unit[:, None, None] * table
+    errors, whole, unit, place = errors[later], whole[later], unit[later], place[later]
+    offsets = whole[..., None] * table
     restless = 1.0 if earlier is None else covering(errors, offsets, levels)
     width = covering(errors, around, levels)
     if intervals == "head":
-        return Calibration(mean, median, share, 1.0, width / restless, table, habits)
+        return made(1.0, width / restless, table)
     half = len(later) // 2
     if not half:
-        return Calibration(mean, median, share, 0.0, 1.0, table, habits)
-    tables = [covering_table(errors[part], unit[part], levels) for part in (slice(half, None), slice(half))]
-    cross = np.repeat(np.stack(tables), [half, len(later) - half], axis=0) * unit[:, None, None]
+        return made(0.0, 1.0, table)
+    tables = [
+        covering_table(errors[part] / place[part], unit[part], levels) for part in (slice(half, None), slice(half))
+    ]
+    cross = np.repeat(np.stack(tables), [half, len(later) - half], axis=0) * whole[..., None]
     best = min(
         PARTS,
         key=lambda part: pinball(
@@ -255,7 +290,7 @@ def calibrate(
         ),
     )
     both = covering(errors, best * width * around + (1 - best) * restless * offsets, levels) if best else 1.0
-    return Calibration(mean, median, share, best, both * width / restless, both * table, habits)
+    return made(best, both * width / restless, both * table)
 
 
 def usual_units(groups: Sequence[Judged], count: int) -> Float:
@@ -271,6 +306,68 @@ def usual_units(groups: Sequence[Judged], count: int) -> Float:
     known = habits[:, 1] > 0
     habits[~known, 1] = np.median(habits[known, 1]) if known.any() else 0.0
     return habits
+
+
+def seasonal_sizes(errors: Float, unit: Float, series: Int, steps: Int, count: int, season: int) -> Float:
+    """`Calibration.sizes` of so many series: how large their errors `[W, F]` in units `[W]` are at every place of the
+    season, and the nearer to 1 the fewer seasons said so.
+
+    The sun does not shine at night: there are hours of hardly any error, and a load errs most where people wake up.
+    """
+    sizes = np.ones((1 + count, season))
+    if season < 2 or not len(errors) or sizes.size > PROFILE_NUMBERS:
+        return sizes
+    relative = np.abs(errors) / unit[:, None]
+    seen = np.isfinite(relative)
+    usual = np.where(seen, relative, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
+    relative = (relative / np.where(usual > 0, usual, 1.0))[seen]
+    ahead = (steps[:, None] + np.arange(errors.shape[1]))[seen]
+    owner = np.broadcast_to(series[:, None], seen.shape)[seen]
+    rows = np.unique((ahead - ahead.min()) * count + owner) % count
+    seasons = np.bincount(rows, minlength=count)[:, None] / season
+    mean = means_of(relative, owner * season + ahead % season, count * season).reshape(count, season)
+    whole = means_of(relative, owner, count)[:, None]
+    told = (mean > 0) & (whole > 0)
+    ratio = np.where(told, np.maximum(mean / np.where(told, whole, 1.0), 1e-2), 1.0)
+    sizes[1:] = ratio ** (seasons / (seasons + DAYS))
+    return sizes
+
+
+def sizes_at(sizes: Float, rows: Int, steps: Int, horizon: int) -> Float:
+    """The sizes `[W, F]` of these rows at the places of the season from these steps on; 1 where a step is below 0.
+
+    >>> sizes_at(np.array([[1.0, 1.0], [0.5, 2.0]]), np.array([1, 1]), np.array([3, -1]), 3).tolist()
+    [[2.0, 0.5, 2.0], [1.0, 1.0, 1.0]]
+    """
+    ahead = steps[:, None] + np.arange(horizon)
+    return np.where(steps[:, None] < 0, 1.0, sizes[rows[:, None], ahead % sizes.shape[1]])
+
+
+def leaning(errors: Float, skewed: Float, unit: Float, scale: Float) -> float:
+    """How far the median of errors `[W, F]` in units `[W, F]` lies from the mean of `skewed` ones, those of the mean
+    forecast, where that surely lessens absolute errors, in units of the scale `[W]` of each series; else 0.
+
+    Not its distance from 0: which way forecasts erred over a short while is chance, and moves both.
+    """
+    seen = np.isfinite(errors) & (unit > 0)
+    weight = np.where(seen, unit / scale[:, None], 0.0)
+    if not weight.any():
+        return 0.0
+    ratio, weights = (errors / np.where(unit > 0, unit, 1.0))[seen], weight[seen]
+    order = np.argsort(ratio, kind="stable")
+    behind = np.cumsum(weights[order])
+    middle = ratio[order][np.searchsorted(behind, behind[-1] / 2)]
+    mean = np.where(seen, skewed / scale[:, None], 0.0).sum() / behind[-1]
+    lean = LEAN * float(middle - mean)
+    losses = [stretches(errors, part * unit, scale, 1) for part in (lean, 0.0)]
+    return lean if surely_less(losses[0], losses[1]) else 0.0
+
+
+def not_worse(truth: Float, point: Float, bounds: Float, scale: Float) -> bool:
+    """Whether point forecasts `[W, F]` that end at bounds `[W, 2]` err no more than those that do not."""
+    low, high = bounds.T[..., None]
+    cut = np.nansum(np.abs(truth - np.clip(point, low, high)) / scale[: len(truth), None])
+    return bool(cut <= np.nansum(np.abs(truth - point) / scale[: len(truth), None]))
 
 
 def covering_table(errors: Float, unit: Float, levels: tuple[float, ...]) -> Float:

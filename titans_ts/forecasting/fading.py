@@ -31,12 +31,15 @@ SHARPNESS = 40.0  # a rate whose error is a hundredth larger than the best one's
 
 
 class FadingState(NamedTuple):
-    """What the memories hold of every series; see `core.ops.fading`. own: which set of weights a series has."""
+    """What the memories hold of every series; see `core.ops.fading`. own: which set of weights a series has, 0 for
+    strangers."""
 
     members: Float64[Tensor, "N K 2+M"]
     recent: Float64[Tensor, "N M"]
     counts: Int64[Tensor, "N 3+M"]
     surprise: Float64[Tensor, " N"]
+    edges: Float64[Tensor, "N 2"]
+    stood: Int64[Tensor, "N 2"]
     own: Int64[Tensor, " N"]
 
 
@@ -60,43 +63,47 @@ class Fading:
         zero = torch.zeros(count, len(self.rates), 2 + season, dtype=torch.float64, device=device)
         own = torch.tensor([self.places.get(name, 0) for name in ids], dtype=torch.int64, device=device)
         steps = torch.zeros(count, 3 + season, dtype=torch.int64, device=device)
-        return FadingState(zero, zero.new_full((count, season), torch.nan), steps, zero.new_zeros(count), own)
+        edges = zero.new_tensor([torch.inf, -torch.inf]).repeat(count, 1)
+        recent, surprise = zero.new_full((count, season), torch.nan), zero.new_zeros(count)
+        return FadingState(zero, recent, steps, surprise, edges, steps.new_zeros(count, 2), own)
 
     def absorb(self, state: FadingState, new: Panel) -> FadingState:
         """The memories after the rows of `new`, whose series i is row i: time grows with the new rows only."""
         from ..core.ops.fading import take_in_rows
 
-        members, recent, counts, surprise, own = (part.cpu().numpy().copy() for part in state)
+        *held, own = (part.cpu().numpy().copy() for part in state)
         values = np.ascontiguousarray(new.values, dtype=np.float64)
-        take_in_rows(values, new.offsets, self.rates, self.weights, own, members, recent, counts, surprise)
+        take_in_rows(values, new.offsets, self.rates, self.weights, own, *held)
         device = state.own.device
-        return FadingState(*(torch.from_numpy(part).to(device) for part in (members, recent, counts, surprise, own)))
+        return FadingState(*(torch.from_numpy(part).to(device) for part in (*held, own)))
 
-    def ahead(self, state: FadingState, horizon: int) -> tuple[Float, Float]:
-        """Forecasts `[N, F]`, NaN for a series without a value, and how ripe they are `[N]`: 0 up to two seasons of
-        values, where a season is no more than its first reading, and 1 from eight on."""
+    def ahead(self, state: FadingState, horizon: int) -> tuple[Float, Float, Float]:
+        """Forecasts `[N, F]`, NaN for a series without a value, how ripe they are `[N]`: 0 up to two seasons of values,
+        where a season is no more than its first reading, and 1 from eight on; and what the series does not go below and
+        not above `[N, 2]`: a least or greatest value at which it stood often, else an infinity."""
         from ..core.ops.fading import look_ahead_rows
 
-        members, _, counts, _, own = (part.cpu().numpy() for part in state)
-        out, ripe = np.empty((len(own), horizon)), np.empty(len(own))
-        look_ahead_rows(self.rates, self.weights, own, members, counts, out, ripe)
-        return out, ripe
+        members, _, counts, _, edges, stood, own = (part.cpu().numpy() for part in state)
+        out, ripe, bounds = np.empty((len(own), horizon)), np.empty(len(own)), np.empty((len(own), 2))
+        look_ahead_rows(self.rates, self.weights, own, members, counts, edges, stood, out, ripe, bounds)
+        return out, ripe, bounds
 
-    def at(self, panel: Panel, series: Int, origins: Int, horizon: int) -> tuple[Float, Float, Float]:
-        """Forecasts `[W, F]` of these series after `origins` steps, how ripe they are `[W]`, and their mean
-        surprise then `[W]`."""
+    def at(self, panel: Panel, series: Int, origins: Int, horizon: int) -> tuple[Float, Float, Float, Float]:
+        """Forecasts `[W, F]` of these series after `origins` steps, how ripe they are `[W]`, their mean surprise then
+        `[W]`, and what they do not go beyond `[W, 2]`."""
         from ..core.ops.fading import forecasts_at
 
         order = np.lexsort((origins, series))
-        out, surprises, ripe = np.empty((len(series), horizon)), np.empty(len(series)), np.empty(len(series))
+        out, bounds = np.empty((len(series), horizon)), np.empty((len(series), 2))
+        surprises, ripe = np.empty(len(series)), np.empty(len(series))
         own = np.array([self.places.get(name, 0) for name in panel.ids], dtype=np.int64)
         values = np.ascontiguousarray(panel.values, dtype=np.float64)
         forecasts_at(
             values, panel.offsets, self.rates, self.weights, own, self.season,
-            np.asarray(series)[order], np.asarray(origins)[order], out, surprises, ripe,
+            np.asarray(series)[order], np.asarray(origins)[order], out, surprises, ripe, bounds,
         )  # fmt: skip
         back = np.argsort(order)
-        return out[back], ripe[back], surprises[back]
+        return out[back], ripe[back], surprises[back], bounds[back]
 
 
 def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None) -> Fading:

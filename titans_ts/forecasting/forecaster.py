@@ -75,6 +75,7 @@ BY_HEART = 20  # windows for each row of the context, below which a linear path 
 LONG = 8  # the same in one series, from which on the errors of its training rows tell how large errors are
 BEFORE = 2  # windows of training rows that tell so, for each one of validation rows
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
+LOST = -(2**62)  # a step of the clock that is not known, and stays so however far it moves on
 LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates", "calendar")  # parameters of names
 POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
@@ -82,12 +83,11 @@ BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(
 
 
 class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, which row of the linear path is its own (0: that of strangers,
-    with a minus: without its profile), which step of the clock comes next, its fading memories, and what its covariates
-    leave behind (nothing without covariates)."""
+    """What is kept of every series: the model's state, which step of the clock comes next (below 0: that is not known,
+    nor is the place of the season), its fading memories, and what its covariates leave behind (nothing without
+    covariates)."""
 
     series: SeriesState
-    rows: IntTensor[Tensor, " N"]
     steps: IntTensor[Tensor, " N"]
     fading: FadingState
     covariates: Any = ()  # a CovariateState
@@ -378,7 +378,14 @@ class TitansForecaster(PanelForecaster):
             trained = trained.at(in_proportion(panel, trained.series))
             earlier = judge(trained, fading, more, panel, scales, horizons)
         calibration = calibrate(
-            judged, self.levels_, self.intervals, self.point, earlier=earlier, count=len(panel), mix=settings.fading
+            judged,
+            self.levels_,
+            self.intervals,
+            self.point,
+            earlier=earlier,
+            count=len(panel),
+            season=self.season_length_,
+            mix=settings.fading,
         )
         self.model_ = model
         self.linear_ = path if settings.linear else None
@@ -408,23 +415,21 @@ class TitansForecaster(PanelForecaster):
             self.covariates_ = covariates
 
     def _start(self, panel: Panel) -> PanelState:
-        rows = np.zeros(len(panel), dtype=np.int64) if self.linear_ is None else self.linear_.rows_of(panel.ids)
         beside: Any = ()
         if self.covariates_ is not None:
             panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
         series = prefill(self.model_, panel)
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
-        own, steps = (torch.from_numpy(part).to(device) for part in (rows, panel.ends + 1))
-        return PanelState(series, own, steps, fading, beside)
+        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside)
 
     def _displaced(self, state: PanelState, rows: Int) -> PanelState:
-        lost = torch.zeros_like(state.rows, dtype=torch.bool)
-        lost[torch.from_numpy(rows)] = True
-        return state._replace(rows=torch.where(lost, -state.rows, state.rows))
+        steps = state.steps.clone()
+        steps[torch.from_numpy(rows)] = LOST
+        return state._replace(steps=steps)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
-        place = torch.from_numpy(np.asarray(rows)).to(state.rows.device)
+        place = torch.from_numpy(np.asarray(rows)).to(state.steps.device)
         part = select_rows(state, place)
         if self.covariates_ is not None:
             new, beside = self.covariates_.advance(part.covariates, new)
@@ -444,13 +449,14 @@ class TitansForecaster(PanelForecaster):
             raise ValueError(
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
-        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.rows.device))
+        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.steps.device))
         said = self.model_.forecast(part.series)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), self.horizon))
         windows = part.series.window.cpu().numpy()
+        own, steps = part.fading.own.cpu().numpy(), part.steps.cpu().numpy()
         if self.linear_ is not None:
-            linear = apply_linear(self.linear_, windows, part.rows.cpu().numpy(), part.steps.cpu().numpy())
+            linear = apply_linear(self.linear_, windows, own, steps)
             base = np.where(np.isnan(linear), base, linear)
         main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
@@ -458,21 +464,20 @@ class TitansForecaster(PanelForecaster):
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
         head = scale[..., None] * said.offsets.double().cpu().numpy()
-        fading, ripe = self.fading_.ahead(part.fading, self.horizon)
-        place = part.fading.own.cpu().numpy()
+        fading, ripe, bounds = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(
-            main, fading, ripe, head, unit, surprise, place, self.levels_
+            main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
         )
         return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
-        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.rows.device)].cpu().numpy()
+        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.steps.device)].cpu().numpy()
         return recent
 
     def _effect(self, state: PanelState, rows: Int, ahead: Float) -> Float:
         if self.covariates_ is None:
             raise ValueError("this forecaster has no covariates")
-        place = torch.from_numpy(np.asarray(rows)).to(state.rows.device)
+        place = torch.from_numpy(np.asarray(rows)).to(state.steps.device)
         return self.covariates_.ahead(select_rows(state.covariates, place), ahead)
 
     def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
@@ -505,7 +510,8 @@ class TitansForecaster(PanelForecaster):
             "fading": {"season": self.fading_.season, "ids": ids_to_json(self.fading_.ids)},
             "correction": self.correction_,
             "calibration": {
-                name: getattr(self.calibration_, name) for name in ("mean", "median", "fading", "head", "width")
+                name: getattr(self.calibration_, name)
+                for name in ("mean", "median", "fading", "head", "width", "lean", "bounded")
             },
             "history": self.history_,
             "freq": self.freq_,
@@ -520,12 +526,12 @@ class TitansForecaster(PanelForecaster):
         tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
         tensors |= state_tensors(known.state.series)
         tensors |= {
-            "rows": known.state.rows,
             "steps": known.state.steps,
             "rates": torch.from_numpy(self.fading_.rates),
             "rate_weights": torch.from_numpy(self.fading_.weights),
             "errors": torch.from_numpy(self.calibration_.table),
             "error_habits": torch.from_numpy(self.calibration_.habits),
+            "error_sizes": torch.from_numpy(self.calibration_.sizes),
             **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
@@ -567,7 +573,10 @@ class TitansForecaster(PanelForecaster):
             beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
         forecaster.correction_ = config["correction"]
         forecaster.calibration_ = Calibration(
-            **config["calibration"], table=tensors["errors"].numpy(), habits=tensors["error_habits"].numpy()
+            **config["calibration"],
+            table=tensors["errors"].numpy(),
+            habits=tensors["error_habits"].numpy(),
+            sizes=tensors["error_sizes"].numpy(),
         )
         forecaster.fading_ = Fading(
             rates=tensors["rates"].numpy(),
@@ -589,7 +598,6 @@ class TitansForecaster(PanelForecaster):
             clock=clock_from_json(config["clock"]),
             state=PanelState(
                 series=state_from_tensors(model, tensors),
-                rows=tensors["rows"].to(forecaster._device()),
                 steps=tensors["steps"].to(forecaster._device()),
                 fading=FadingState(
                     *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
@@ -682,10 +690,11 @@ def judge(
     said: Said, fading: Fading, more: Callable[[Int, Int], Float] | None, panel: Panel, scales: Float, horizons: float
 ) -> Judged:
     """These forecasts, with what past and static covariates add, beside those of the fading memories."""
-    slow, ripe, surprise = fading.at(panel, said.series, said.origins, said.truth.shape[1])
+    slow, ripe, surprise, bounds = fading.at(panel, said.series, said.origins, said.truth.shape[1])
     main = said.main if more is None else said.main + more(said.series, said.origins)
     unit = error_unit(said.deviation, surprise)
-    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, surprise, scales[said.series], horizons)
+    steps, scale = panel.starts[said.series] + said.origins, scales[said.series]
+    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, surprise, bounds, steps, scale, horizons)
 
 
 def validated_horizons(said: Said, panel: Panel, ends: Int, context: int) -> float:

@@ -395,19 +395,19 @@ def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
 
 def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, steps: Int | None = None) -> Float:
     """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers) and
-    begin at these steps of the clock `[B]`; NaN takes the last value before it, and nothing but NaN stays NaN. A row
-    with a minus has its map and no profile, and without steps none has: the place of the season is not known."""
+    begin at these steps of the clock `[B]`; NaN takes the last value before it, and nothing but NaN stays NaN. Where
+    the step is not known (None, or below 0), nor is the place of the season, and there is no profile."""
     centred, mean = centre(contexts)
-    maps = None if rows is None else np.abs(rows)
-    if maps is None or len(path.weights) == 1 or not maps.any():
+    if rows is None or len(path.weights) == 1 or not rows.any():
         forecast: Float = mean[:, None] + centred @ path.weights[0]
     else:
         forecast = np.empty((len(contexts), path.horizon))
-        order = np.argsort(maps, kind="stable")
-        for some in np.split(order, np.flatnonzero(np.diff(maps[order])) + 1):
-            forecast[some] = mean[some, None] + centred[some] @ path.weights[maps[some[0]]]
+        order = np.argsort(rows, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
+            forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
     if path.profile is not None and rows is not None and steps is not None:
-        forecast += pace(centred, contexts)[:, None] * path.profile[np.maximum(rows, 0), steps % path.season]
+        placed = np.where(steps < 0, 0, rows)  # the profile of strangers is nothing
+        forecast += pace(centred, contexts)[:, None] * path.profile[placed, steps % path.season]
     return forecast
 
 

@@ -57,13 +57,16 @@ class StreamingForecaster:
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
         self.adapt, self.point, self.non_negative = adapt, point, non_negative
-        members, recent, counts, surprise, own = (part.cpu().numpy().copy() for part in held)
-        self._fading = (fading.rates, fading.weights, own, members, recent, counts, surprise)
-        shares = [getattr(calibration, name) for name in ("mean", "median", "fading", "head", "width")]
-        shares.append(float(point == "median"))
+        *parts, own = (part.cpu().numpy().copy() for part in held)
+        self._fading = (fading.rates, fading.weights, own, *parts)
+        shares = [
+            getattr(calibration, name) for name in ("mean", "median", "fading", "head", "width", "lean", "bounded")
+        ]
+        shares.append(point == "median")
         self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
         self._table = np.array(calibration.table, dtype=np.float64, order="C")
         self._habits = np.array(calibration.habits, dtype=np.float64, order="C")
+        self._sizes = np.array(calibration.sizes, dtype=np.float64, order="C")
         self._row, self._value = np.zeros(1, dtype=np.int64), np.zeros(1)
 
     @classmethod
@@ -84,7 +87,7 @@ class StreamingForecaster:
             linear = np.array(path.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
             if path.profile is not None:
                 profile = np.array(path.profile, dtype=np.float64, order="C").reshape(len(path.profile), -1)
-        rows, steps = (part.cpu().numpy().copy() for part in (held.rows, held.steps))
+        rows, steps = (part.cpu().numpy().copy() for part in (held.fading.own, held.steps))
         readout = Readout(linear, profile, rows, steps, float(forecaster.correction_))
         with torch.no_grad():
             fused = FusedModel(model, held.series)
@@ -144,10 +147,10 @@ class StreamingForecaster:
         else:
             places = self._checked(rows)
         points, quantiles, scales = self.model.forecast(places, self.readout)
-        rates, weights, own, members, _, counts, surprise = self._fading
+        rates, weights, own, members, _, *held = self._fading
         finish_some(
-            places, rates, weights, own, members, counts, surprise, self._shares, self._middle, self._table,
-            self._habits, scales, points, quantiles,
+            places, rates, weights, own, members, *held, self.readout.steps, self._shares, self._middle, self._table,
+            self._habits, self._sizes, scales, points, quantiles,
         )  # fmt: skip
         if self.non_negative:
             return Forecast(points, quantiles, self.levels, least=0.0).cut()
@@ -157,10 +160,9 @@ class StreamingForecaster:
         """The states of all series as `TitansForecaster` has them: a copy."""
         from .forecaster import PanelState
 
-        _, _, own, members, recent, counts, surprise = self._fading
-        parts = (torch.from_numpy(part.copy()) for part in (members, recent, counts, surprise, own))
-        rows, steps = (torch.from_numpy(part.copy()) for part in (self.readout.rows, self.readout.steps))
-        return PanelState(self.model.series_state(), rows, steps, FadingState(*parts))
+        _, _, own, *held = self._fading
+        steps, *parts = (torch.from_numpy(part.copy()) for part in (self.readout.steps, *held, own))
+        return PanelState(self.model.series_state(), steps, FadingState(*parts))
 
     def _checked(self, rows: ArrayLike) -> Int:
         places = np.array(

@@ -9,7 +9,8 @@ Compiled without leave to reorder sums: a stream and a batch are the same number
 K rates (alpha of the level, beta of the trend, how much of the trend is left after a step, gamma of the season),
 M steps of a season, F future step. Of one series: members [K, 2 + M] are level, trend and season; recent [M] the values
 of the last season, NaN where missing; counts [3 + M] are steps, observations, changes seen over a season, and
-observations at every place of the season.
+observations at every place of the season; edges [2] are the least and the
+greatest value so far, stood [2] how often it stood at each.
 """
 
 import math
@@ -24,6 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 SURPRISE_RATE = 0.05  # at which the mean surprise forgets
 YOUNG, RIPE = 2.0, 8.0  # seasons of values, up to which a memory counts nothing, and from which on in full
 ORIGINS = 256  # of one series, at most, at which rates are tried
+# of its values, and at least so many, at which a series stood at its least or greatest one if it cannot go beyond:
+# empty shelves, nights without sun, air that holds no more water
+HELD, FEWEST = 0.1, 10
 
 
 def strict(function: F) -> F:
@@ -37,7 +41,7 @@ def strict(function: F) -> F:
 
 @strict
 @no_type_check
-def take_in(value, rates, weights, members, recent, counts, surprise):
+def take_in(value, rates, weights, members, recent, counts, surprise, edges, stood):
     """One value of one series, NaN where missing: levels and trends move on, and learn from what was observed.
 
     surprise [1]: the mean distance of the values from their weighted forecast a step before.
@@ -68,6 +72,19 @@ def take_in(value, rates, weights, members, recent, counts, surprise):
     counts[1] += 1
     counts[2] += changed
     counts[3 + place] += 1
+    for side in range(2):
+        beyond = value > edges[1] if side else value < edges[0]
+        stood[side] = 1 if beyond else stood[side] + (value == edges[side])
+        edges[side] = value if beyond else edges[side]
+
+
+@strict
+@no_type_check
+def bounds_of(counts, edges, stood, out):
+    """out [2] = what a series does not go below and not above: an edge at which it stood often, else an infinity."""
+    for side in range(2):
+        held = stood[side] >= max(HELD * counts[1], FEWEST)
+        out[side] = edges[side] if held else (math.inf if side else -math.inf)
 
 
 @strict
@@ -95,74 +112,107 @@ def look_ahead(rates, weights, members, counts, out):
 
 @strict
 @no_type_check
-def take_in_some(rows, values, rates, weights, own, members, recent, counts, surprise):
+def within(value, bounds):
+    """The value, or the bound that it lies beyond; NaN stays NaN."""
+    return bounds[0] if value < bounds[0] else bounds[1] if value > bounds[1] else value
+
+
+@strict
+@no_type_check
+def take_in_some(rows, values, rates, weights, own, members, recent, counts, surprise, edges, stood):
     """One value of each of these rows, in place: row r has the weights[own[r]]."""
     for i in range(len(rows)):
         r = rows[i]
         take_in(
-            values[i], rates, weights[own[r]], members[r], recent[r], counts[r], surprise[r : r + 1]
+            values[i], rates, weights[own[r]], members[r], recent[r], counts[r], surprise[r : r + 1], edges[r], stood[r]
         )  # fmt: skip
 
 
 @strict
 @no_type_check
 def finish_some(
-    rows, rates, weights, own, members, counts, surprise, shares, middle, table, habits, scales, points, offsets
+    rows,
+    rates,
+    weights,
+    own,
+    members,
+    counts,
+    surprise,
+    edges,
+    stood,
+    steps,
+    shares,
+    middle,
+    table,
+    habits,
+    sizes,
+    scales,
+    points,
+    offsets,
 ):
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
-    shares: of the head's median in the mean and in the median, of ripe fading memories, and of the head's quantiles,
-    the factor on them, and 1 where the point forecast is the median. middle: the places of the levels next to the
-    median, and their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, and habits
-    [1 + N, 2] how these units go for each series; see `forecasting.calibration`.
+    steps [all]: which step of the clock comes next, below 0 where that is not known. shares: of the head's median in
+    the mean and in the median, of ripe fading memories, and of the head's quantiles, the factor on them, how far the
+    median leans, 1 where bounds hold, and 1 where the point forecast is the median. middle: the places of the levels
+    next to the median, and their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, habits
+    [1 + N, 2] how these units go for each series, and sizes [1 + N, P] at each place of its season; see
+    `forecasting.calibration`.
     """
     low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
-    head, width, asked = shares[3], shares[4], shares[5] > 0
-    fade = np.empty(points.shape[1])
+    head, width, lean, bounded, asked = shares[3], shares[4], shares[5], shares[6] > 0, shares[7] > 0
+    fade, bounds = np.empty(points.shape[1]), np.array([-math.inf, math.inf])
     for i in range(len(rows)):
         r = rows[i]
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
         fading = shares[2] * ripeness(counts[r])
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
         unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
+        if bounded:
+            bounds_of(counts[r], edges[r], stood[r], bounds)
         for f in range(points.shape[1]):
             own_median = offsets[i, f, low] * first + offsets[i, f, high] * second
             mean, centre = points[i, f] + shares[0] * own_median, points[i, f] + shares[1] * own_median
             if not math.isnan(fade[f]):
                 mean = fade[f] if math.isnan(mean) else mean + fading * (fade[f] - mean)
                 centre = fade[f] if math.isnan(centre) else centre + fading * (fade[f] - centre)
-            points[i, f] = centre if asked else mean
+            here = unit * (sizes[own[r], (steps[r] + f) % sizes.shape[1]] if steps[r] >= 0 else 1.0)
+            centre += lean * here
+            points[i, f] = within(centre if asked else mean, bounds)
             for q in range(offsets.shape[2]):
-                spread = unit * table[f, q]
+                spread = here * table[f, q]
                 if head > 0:
                     spread = head * width * (offsets[i, f, q] - own_median) + (1 - head) * spread
-                offsets[i, f, q] = centre + spread
+                offsets[i, f, q] = within(centre + spread, bounds)
 
 
 @strict
 @no_type_check
-def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, surprise):
+def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, surprise, edges, stood):
     """All new values of some series, in place: series i has values[offsets[i] : offsets[i + 1]] and weights[own[i]]."""
     for i in range(len(own)):
         for t in range(offsets[i], offsets[i + 1]):
             take_in(
-                values[t], rates, weights[own[i]], members[i], recent[i], counts[i], surprise[i : i + 1]
+                values[t], rates, weights[own[i]], members[i], recent[i], counts[i], surprise[i : i + 1], edges[i],
+                stood[i],
             )  # fmt: skip
 
 
 @strict
 @no_type_check
-def look_ahead_rows(rates, weights, own, members, counts, out, ripe):
-    """out [N, F] = the forecasts of some series, ripe [N] = how ripe they are."""
+def look_ahead_rows(rates, weights, own, members, counts, edges, stood, out, ripe, bounds):
+    """out [N, F] = the forecasts of some series, ripe [N] = how ripe they are, bounds [N, 2] = what holds them."""
     for i in range(len(own)):
+        bounds_of(counts[i], edges[i], stood[i], bounds[i])
         ripe[i] = ripeness(counts[i])
         look_ahead(rates, weights[own[i]], members[i], counts[i], out[i])
 
 
 @strict
 @no_type_check
-def forecasts_at(values, offsets, rates, weights, own, season, series, origins, out, surprises, ripe):
-    """out [W, F] = the forecasts of these series after `origins[w]` steps, how surprised they were by then, how ripe.
+def forecasts_at(values, offsets, rates, weights, own, season, series, origins, out, surprises, ripe, bounds):
+    """out [W, F] = the forecasts of these series after `origins[w]` steps, how surprised they were by then, how ripe,
+    and what holds them, bounds [W, 2].
 
     series, origins: [W], in order of the series, and for each in order of time."""
     first = 0
@@ -173,12 +223,14 @@ def forecasts_at(values, offsets, rates, weights, own, season, series, origins, 
             last += 1
         members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
         counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
+        edges, stood = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64)
         t = 0
         for w in range(first, last):
             while t < origins[w]:
-                take_in(values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise)
+                take_in(values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise, edges, stood)
                 t += 1
             look_ahead(rates, weights[own[i]], members, counts, out[w])
+            bounds_of(counts, edges, stood, bounds[w])
             surprises[w], ripe[w] = surprise[0], ripeness(counts)
         first = last
 
@@ -197,8 +249,9 @@ def errors_of_rates(values, offsets, ends, rates, season, horizon, errors, count
         stride = (last - first) // ORIGINS + 1
         members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
         counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
+        edges, stood = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64)
         for t in range(last):
-            take_in(values[offsets[i] + t], rates, weights, members, recent, counts, surprise)
+            take_in(values[offsets[i] + t], rates, weights, members, recent, counts, surprise, edges, stood)
             if t + 1 < first or (last - t - 1) % stride:
                 continue
             truth = values[offsets[i] + t + 1 : offsets[i] + t + 1 + reach]
