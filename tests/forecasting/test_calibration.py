@@ -36,7 +36,38 @@ def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
     truth = noise * unit[:, None] * random.normal(size=(WINDOWS, HORIZON)) * np.arange(1, HORIZON + 1)
     filled = np.ones((WINDOWS, HORIZON)) * unit[:, None]
     around = None if head is None else unit[:, None, None] * head
-    return Judged(series, truth, main * filled, fading * filled, np.ones(WINDOWS), around, unit, unit, unit, horizons)
+    return Judged(
+        series,
+        truth,
+        main * filled,
+        fading * filled,
+        ripe=np.ones(WINDOWS),
+        head=around,
+        unit=unit,
+        surprise=unit,
+        bounds=np.tile([-np.inf, np.inf], (WINDOWS, 1)),
+        steps=np.arange(WINDOWS) // SERIES * HORIZON,
+        scale=unit,
+        horizons=horizons,
+    )
+
+
+def say(calibration, data, levels=LEVELS, **changes):
+    """Mean, median and quantiles of these windows."""
+    data = data._replace(**changes)
+    return calibration.forecast(
+        data.main, data.fading, data.ripe, data.head, data.unit, data.surprise, data.bounds, 1 + data.series,
+        data.steps, levels,
+    )  # fmt: skip
+
+
+def one_of(main, fading, ripe=None, unit=None):
+    """Windows of strangers, at a step of the clock that is not known."""
+    windows = len(main)
+    one, zero = np.ones(windows), np.zeros(windows, int)
+    ripe, unit = (one if part is None else part for part in (ripe, unit))
+    bounds = np.tile([-np.inf, np.inf], (windows, 1))
+    return Judged(zero - 1, main, main, fading, ripe, None, unit, unit, bounds, zero - 1, one, 1.0)
 
 
 @pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
@@ -58,9 +89,7 @@ def test_the_less_was_validated_the_nearer_the_share_is_to_a_half():
 def test_the_intervals_cover_what_they_say_step_by_step():
     calibration = calibrate(judged(), LEVELS)
     new = judged(seed=1)
-    mean, median, quantiles = calibration.forecast(
-        new.main, new.fading, new.ripe, None, new.unit, new.unit, 1 + new.series, LEVELS
-    )
+    mean, median, quantiles = say(calibration, new)
     assert (mean == median).all()
     for place, level in enumerate(LEVELS):
         below = (new.truth < quantiles[..., place]).mean(0)
@@ -73,9 +102,7 @@ def test_a_series_that_errs_more_than_its_unit_says_gets_wider_intervals():
     wild = np.where(np.arange(SERIES) < 10, 5.0, 1.0)
     data, new = (part._replace(truth=part.truth * wild[part.series, None]) for part in (data, new))
     calibration = calibrate(data, LEVELS, mix=False)
-    _, _, quantiles = calibration.forecast(
-        new.main, new.fading, new.ripe, None, new.unit, new.unit, 1 + new.series, LEVELS
-    )
+    _, _, quantiles = say(calibration, new)
     inside = ((quantiles[..., 0] < new.truth) & (new.truth < quantiles[..., -1])).mean(1)
     for some in (new.series < 10, new.series >= 10):
         assert abs(inside[some].mean() - 0.8) < 0.05
@@ -84,12 +111,8 @@ def test_a_series_that_errs_more_than_its_unit_says_gets_wider_intervals():
 def test_a_calm_window_of_a_restless_series_keeps_a_width():
     data = judged()
     calibration = calibrate(data, LEVELS)
-    calm = calibration.forecast(
-        data.main, data.fading, data.ripe, None, 0 * data.unit, data.unit, 1 + data.series, LEVELS
-    )[2]
-    usual = calibration.forecast(
-        data.main, data.fading, data.ripe, None, data.unit, data.unit, 1 + data.series, LEVELS
-    )[2]
+    calm = say(calibration, data, unit=0 * data.unit)[2]
+    usual = say(calibration, data)[2]
     np.testing.assert_allclose(np.ptp(calm, axis=-1), 0.5 * np.ptp(usual, axis=-1))
 
 
@@ -102,13 +125,21 @@ def test_windows_that_stood_still_for_long_say_nothing_of_the_others():
         mixed = data._replace(unit=np.where(some, unit, data.unit), surprise=np.where(some, unit, data.unit))
         without = Judged(*(part[~some] if isinstance(part, np.ndarray) else part for part in data))
         tables = [calibrate(each, LEVELS, mix=False, count=SERIES).table for each in (mixed, without)]
-        np.testing.assert_allclose(*tables, rtol=1e-6, atol=1e-9)
+        wider = tables[0][0, -1] / tables[1][0, -1]  # to cover as many of them, at most by a third
+        assert 1.0 <= wider <= 1.3
+        np.testing.assert_allclose(tables[0], wider * tables[1], rtol=1e-6, atol=1e-9)
+
+
+def test_windows_that_stood_still_are_covered_too():
+    data = judged()
+    still = np.arange(WINDOWS) // SERIES == 3
+    unit = np.where(still, 0.1, 1.0) * data.unit
+    mixed = data._replace(unit=unit, surprise=np.where(still, unit, data.unit))
+    assert inside(calibrate(mixed, LEVELS, mix=False), mixed) == pytest.approx(0.8, abs=0.02)
 
 
 def inside(calibration, data):
-    said = calibration.forecast(
-        data.main, data.fading, data.ripe, data.head, data.unit, data.unit, 1 + data.series, LEVELS
-    )[2]
+    said = say(calibration, data)[2]
     return ((said[..., 0] < data.truth) & (data.truth < said[..., -1])).mean()
 
 
@@ -148,9 +179,7 @@ def test_a_head_that_is_too_narrow_is_widened_until_the_outer_interval_covers():
     data = judged(head=0.1 * normal * np.arange(1, HORIZON + 1)[:, None])
     for intervals in ("auto", "head"):
         calibration = calibrate(data, LEVELS, intervals, mix=False)
-        said = calibration.forecast(
-            data.main, data.fading, data.ripe, data.head, data.unit, data.unit, 1 + data.series, LEVELS
-        )[2]
+        said = say(calibration, data)[2]
         assert 0.77 < ((said[..., 0] < data.truth) & (data.truth < said[..., -1])).mean() < 0.83
 
 
@@ -195,39 +224,24 @@ def test_few_windows_share_one_shape_and_missing_truths_do_not_count():
 
 
 def test_what_stands_still_has_no_width_until_it_moves():
-    flat = Judged(
-        np.zeros(9, int),
-        *(np.zeros((9, 2)) for _ in range(3)),
-        np.ones(9),
-        None,
-        *(np.zeros(9), np.zeros(9)),
-        np.ones(9),
-        1.0,
-    )
+    zero = np.zeros((9, 2))
+    flat = one_of(zero, zero, unit=np.zeros(9))._replace(series=np.zeros(9, int))
     calibration = calibrate(flat, LEVELS)
     assert error_unit(np.zeros(1), np.zeros(1)).tolist() == [0.0]
-    widths = [
-        np.ptp(
-            calibration.forecast(
-                np.zeros((1, 2)), np.zeros((1, 2)), np.ones(1), None, unit, unit, np.zeros(1, int), LEVELS
-            )[2]
-        )
-        for unit in (np.zeros(1), np.ones(1))
-    ]
+    widths = [np.ptp(say(calibration, one_of(zero[:1], zero[:1], unit=unit))[2]) for unit in (np.zeros(1), np.ones(1))]
     assert widths[0] == 0 < widths[1]
 
 
 def test_a_forecast_takes_what_there_is():
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
     calibration = Calibration(0.0, 0.0, 0.25, 0.0, 1.0, np.zeros((3, 9)))
-    mean, _, _ = calibration.forecast(main, fading, np.ones(1), None, np.ones(1), np.ones(1), np.zeros(1, int), LEVELS)
+    mean, _, _ = say(calibration, one_of(main, fading))
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
 
 
 def test_young_memories_do_not_count():
     calibration = Calibration(0.0, 0.0, 1.0, 0.0, 1.0, np.zeros((1, 9)))
-    ripe, own = np.array([0.0, 0.5, 1.0]), np.zeros(3, int)
-    said = calibration.forecast(np.zeros((3, 1)), np.ones((3, 1)), ripe, None, np.ones(3), np.ones(3), own, LEVELS)
+    said = say(calibration, one_of(np.zeros((3, 1)), np.ones((3, 1)), np.array([0.0, 0.5, 1.0])))
     assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
 
 
@@ -239,9 +253,7 @@ def test_levels_on_one_side_of_the_median_are_where_they_should_be(levels):
     for intervals in ("conformal", "head"):
         calibration = calibrate(data, levels, intervals, mix=False)
         around = new.unit[:, None, None] * normal * np.arange(1, HORIZON + 1)[:, None]
-        _, _, quantiles = calibration.forecast(
-            new.main, new.fading, new.ripe, around, new.unit, new.unit, 1 + new.series, levels
-        )
+        _, _, quantiles = say(calibration, new, levels, head=around)
         for place, level in enumerate(levels):
             assert abs((new.truth < quantiles[..., place]).mean() - level) < 0.05
 
@@ -259,10 +271,8 @@ def test_the_fewer_windows_the_wider_the_intervals():
 def test_a_median_is_chosen_by_absolute_errors_alone():
     random = np.random.default_rng(0)
     truth = np.where(random.random((WINDOWS, HORIZON)) < 0.2, 10.0, 0.0)  # mostly nothing, now and then much
-    one = np.ones(WINDOWS)
-    data = Judged(
-        np.zeros(WINDOWS, int), truth, np.zeros_like(truth), np.full_like(truth, 2.0), one, None, one, one, one, 1e6
-    )
+    data = one_of(np.zeros_like(truth), np.full_like(truth, 2.0))
+    data = data._replace(series=np.zeros(WINDOWS, int), truth=truth, horizons=1e6)
     assert calibrate(data, LEVELS, point="median").fading == 0.0
     assert mixed_share(data, (2,)) == 1.0
 
@@ -278,3 +288,64 @@ def test_the_scale_of_a_series_is_that_of_mase():
         CountClock(),
     )
     assert season_scales(panel, np.array([6, 6]), 2).tolist() == [2.0, 1.0]
+
+
+def nightly(seed=0):
+    """Errors of a day that is four times as restless as the night, over seasons of ten steps, in four series."""
+    data, window = judged(seed=seed), np.arange(WINDOWS)
+    data = data._replace(series=window % 4, steps=window // 4 * HORIZON)
+    ahead = (data.steps[:, None] + np.arange(HORIZON)) % 10
+    return data._replace(truth=data.truth * np.where(ahead < 5, 4.0, 1.0)), ahead
+
+
+def test_errors_have_a_size_of_their_own_at_every_place_of_the_season():
+    data, _ = nightly()
+    calibration = calibrate(data, LEVELS, mix=False, season=10)
+    new, ahead = nightly(seed=1)
+    quantiles = say(calibration, new)[2]
+    covered = (quantiles[..., 0] < new.truth) & (new.truth < quantiles[..., -1])
+    flat = say(calibrate(data, LEVELS, mix=False), new)[2]
+    covered_flat = (flat[..., 0] < new.truth) & (new.truth < flat[..., -1])
+    for part in (ahead < 5, ahead >= 5):  # a sixth of the way is left, after fifty seasons
+        assert abs(covered[part].mean() - 0.8) < 0.5 * abs(covered_flat[part].mean() - 0.8)
+        assert covered[part].mean() == pytest.approx(0.8, abs=0.1)
+    lost = say(calibration, new, steps=np.full(WINDOWS, -5))[2]  # no place, and the mean size
+    width = np.ptp(lost, axis=-1) / new.unit[:, None]
+    np.testing.assert_allclose(width, np.broadcast_to(width[0], width.shape))
+
+
+def test_the_fewer_seasons_the_nearer_to_one_size_for_all_places():
+    data, _ = nightly()
+    spread = []
+    for windows in (40, 120, 400):
+        part = Judged(*(field[:windows] if isinstance(field, np.ndarray) else field for field in data))
+        sizes = calibrate(part, LEVELS, mix=False, season=10).sizes[1:]
+        spread.append(np.log(sizes).std())
+    assert spread[0] < spread[1] < spread[2]
+    assert (calibrate(data, LEVELS, mix=False, season=10).sizes[0] == 1.0).all()
+
+
+def test_the_median_of_skewed_data_lies_below_their_mean_and_chance_does_not_move_it():
+    random = np.random.default_rng(0)
+    data = judged()
+    skewed = data.unit[:, None] * (random.exponential(size=(WINDOWS, HORIZON)) ** 2 - 2.0)  # of mean 0
+    for shift in (0.0, 0.5):  # and a common error of this much
+        calibration = calibrate(data._replace(truth=skewed + shift * data.unit[:, None]), LEVELS, mix=False)
+        mean, median, _ = say(calibration, data)
+        np.testing.assert_allclose(mean, data.main)
+        below = (mean - median) / data.unit[:, None]
+        assert below.mean() == pytest.approx(0.7 * 1.52, abs=0.2)
+    assert calibrate(data, LEVELS, mix=False).lean == 0.0
+    chance = data._replace(truth=data.truth + 3 * data.unit[:, None])
+    assert calibrate(chance, LEVELS, mix=False).lean == pytest.approx(0.0, abs=0.2)
+
+
+def test_forecasts_end_where_the_series_stood_unless_that_was_wrong():
+    data = judged()
+    above = data._replace(truth=np.abs(data.truth), bounds=np.tile([0.0, np.inf], (WINDOWS, 1)))
+    above = above._replace(main=0.5 * above.unit[:, None] * np.ones((1, HORIZON)))
+    calibration = calibrate(above, LEVELS, mix=False)
+    assert calibration.bounded
+    for part in say(calibration, above, main=above.main - above.unit[:, None]):
+        assert part.min() == 0.0
+    assert not calibrate(data._replace(bounds=np.tile([0.5, np.inf], (WINDOWS, 1))), LEVELS, mix=False).bounded

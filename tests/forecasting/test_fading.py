@@ -79,14 +79,31 @@ def test_forecasts_inside_a_pass_are_those_from_the_state_there():
     panel = panel_of(seasonal(50), seasonal(30, 1))
     fading = fit_fading(panel, HORIZON, SEASON)
     series, origins = np.array([1, 0, 0, 1]), np.array([30, 7, 50, 3])
-    said, ripe, surprise = fading.at(panel, series, origins, HORIZON)
+    said, ripe, surprise, bounds = fading.at(panel, series, origins, HORIZON)
     for row, (i, origin) in enumerate(zip(series, origins, strict=True)):
         part = panel.select([i]).head(origin)
         state = fading.absorb(fading.start(part.ids), part)
-        alone, grown = fading.ahead(state, HORIZON)
+        alone, grown, held = fading.ahead(state, HORIZON)
+        assert (held[0] == bounds[row]).all()
         assert (alone[0] == said[row]).all()
         assert grown[0] == ripe[row] == min(max((origin / SEASON - 2) / 6, 0.0), 1.0)
         assert float(state.surprise[0]) == surprise[row]
+
+
+def test_a_series_that_stood_often_at_its_least_or_greatest_value_does_not_go_beyond():
+    sun = np.maximum(np.sin(np.arange(60.0)), 0.0)
+    for values, wanted in (
+        (sun, (0.0, np.inf)),
+        (-sun, (-np.inf, 0.0)),
+        (3.0 * sun - 2.0, (-2.0, np.inf)),
+        (sun[:12], (-np.inf, np.inf)),  # it stood there too seldom to tell
+        (np.append(sun, -0.1), (-np.inf, np.inf)),  # it did not stay there
+        (np.where(np.arange(60) % 7 == 0, np.nan, sun), (0.0, np.inf)),
+        (seasonal(60), (-np.inf, np.inf)),
+    ):
+        panel = panel_of(values)
+        fading = fit_fading(panel, HORIZON, SEASON)
+        assert tuple(fading.ahead(fading.absorb(fading.start(panel.ids), panel), HORIZON)[2][0]) == wanted
 
 
 def test_the_weights_do_not_know_what_comes_after_the_training_rows():
@@ -145,7 +162,7 @@ def test_steady_series_keep_slow_rates_and_jumping_ones_fast_rates():
 def test_tiny_and_constant_series_have_finite_weights(values):
     fading = fit_fading(panel_of(np.array(values)), HORIZON, SEASON)
     assert np.isfinite(fading.weights).all()
-    said, _ = fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.array(values))), HORIZON)
+    said, _, _ = fading.ahead(fading.absorb(fading.start((0,)), panel_of(np.array(values))), HORIZON)
     assert np.isfinite(said).all() == np.isfinite(values).any()
 
 
