@@ -262,7 +262,9 @@ def test_an_array_that_was_cut_does_without_the_profile_of_the_season():
     longer = np.append(y, 0.0)
     for history in (y, longer):
         state = forecaster._histories(history)[0].state
-        assert state.rows.tolist() == [1]
+        assert state.fading.own.tolist() == [1]
+        assert (state.steps >= 0).all()
+    assert (forecaster._histories(y[5:])[0].state.steps < 0).all()
     for begin in range(1, 8):
         bare = make(horizon=5).set_params(**forecaster.get_params(deep=False))
         bare.__dict__.update(forecaster.__dict__)

@@ -121,7 +121,7 @@ def test_every_kind_of_forecaster_streams(case):
             np.concatenate([shared.weights, own]), shared.penalty, {}, ids=forecaster.fitted_ids_
         )
         state = forecaster._known.state
-        forecaster._known.state.rows.copy_(torch.tensor([2, 0, 3]))
+        forecaster._known.state.fading.own.copy_(torch.tensor([2, 0, 3]))
     stream = StreamingForecaster.from_forecaster(forecaster)
     state = forecaster._known.state
     for values in LATER[:10]:

@@ -228,9 +228,8 @@ def calibrate(
         part[moving] for part in (judged.truth, judged.main, judged.fading, judged.ripe, judged.scale)
     )
     if not moving.any():
-        return Calibration(
-            0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, error_table(truth, units[0][moving], levels), habits
-        )
+        table = error_table(truth, units[0][moving], levels)
+        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, table, habits, np.ones((1 + count, 1)))
     head = None if judged.head is None else judged.head[moving]
     mean = median = 0.0
     if head is not None:
@@ -314,9 +313,8 @@ def seasonal_sizes(errors: Float, unit: Float, series: Int, steps: Int, count: i
 
     The sun does not shine at night: there are hours of hardly any error, and a load errs most where people wake up.
     """
-    sizes = np.ones((1 + count, season))
-    if season < 2 or not len(errors) or sizes.size > PROFILE_NUMBERS:
-        return sizes
+    if season < 2 or not len(errors) or (1 + count) * season > PROFILE_NUMBERS:
+        return np.ones((1 + count, 1))
     relative = np.abs(errors) / unit[:, None]
     seen = np.isfinite(relative)
     usual = np.where(seen, relative, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
@@ -329,8 +327,7 @@ def seasonal_sizes(errors: Float, unit: Float, series: Int, steps: Int, count: i
     whole = means_of(relative, owner, count)[:, None]
     told = (mean > 0) & (whole > 0)
     ratio = np.where(told, np.maximum(mean / np.where(told, whole, 1.0), 1e-2), 1.0)
-    sizes[1:] = ratio ** (seasons / (seasons + DAYS))
-    return sizes
+    return np.concatenate([np.ones((1, season)), ratio ** (seasons / (seasons + DAYS))])
 
 
 def sizes_at(sizes: Float, rows: Int, steps: Int, horizon: int) -> Float:
