@@ -75,6 +75,20 @@ def test_the_share_is_that_with_the_least_error(main, fading, wanted):
     assert abs(mixed_share(judged(main, fading)) - wanted) <= 0.1
 
 
+def test_a_series_has_a_share_of_its_own_where_enough_was_validated():
+    data = judged(0.0, 4.0)
+    main = np.where(data.series < 5, 4.0, 0.0)[:, None] * data.unit[:, None]  # right in all series but five
+    data = data._replace(main=main * np.ones((1, HORIZON)), fading=data.fading - np.where(main, data.fading, 0.0))
+    shares = calibrate(data, LEVELS).habits[:, 2]
+    assert (shares[1:6] > 0.6).all()
+    assert (shares[6:] < 0.4).all()
+    few = Judged(*(part[:280] if isinstance(part, np.ndarray) else part for part in data))  # seven windows each
+    shares = calibrate(few, LEVELS).habits[:, 2]
+    assert (shares == shares[0]).all()
+    shares = calibrate(data._replace(horizons=0.1), LEVELS).habits[:, 2]
+    assert np.ptp(shares) < 0.5
+
+
 def test_where_nothing_was_validated_the_share_is_a_half():
     assert mixed_share(judged(0.0, 4.0, horizons=0.0)) == 0.5
     assert mixed_share(judged(math.nan, 4.0)) == 0.5
@@ -162,15 +176,16 @@ def test_training_rows_tell_too_how_large_errors_are(intervals):
 def test_training_rows_do_not_say_what_the_forecast_is():
     data = judged(0.0, 4.0)
     other = judged(4.0, 0.0)
-    assert calibrate(data, LEVELS, earlier=other).fading == calibrate(data, LEVELS).fading
+    habits = [calibrate(data, LEVELS, earlier=earlier).habits for earlier in (other, None)]
+    np.testing.assert_array_equal(habits[0][:, 2], habits[1][:, 2])
 
 
 def test_series_that_were_not_judged_and_strangers_have_the_least_unit_of_the_others():
     data = judged()
     some = data._replace(series=data.series % 10, unit=3 * data.unit)
     calibration = calibrate(some, LEVELS, count=12)
-    assert calibration.habits.shape == (13, 2)
-    np.testing.assert_allclose(calibration.habits[[0, 11, 12]], [[1.0, 1.5]] * 3)
+    assert calibration.habits.shape == (13, 3)
+    np.testing.assert_allclose(calibration.habits[[0, 11, 12], :2], [[1.0, 1.5]] * 3)
     np.testing.assert_allclose(calibration.habits[1:11, 1], 1.5)
 
 
@@ -234,13 +249,13 @@ def test_what_stands_still_has_no_width_until_it_moves():
 
 def test_a_forecast_takes_what_there_is():
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
-    calibration = Calibration(0.0, 0.0, 0.25, 0.0, 1.0, np.zeros((3, 9)))
+    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((3, 9)), np.array([[1.0, 0.0, 0.25]]))
     mean, _, _ = say(calibration, one_of(main, fading))
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
 
 
 def test_young_memories_do_not_count():
-    calibration = Calibration(0.0, 0.0, 1.0, 0.0, 1.0, np.zeros((1, 9)))
+    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((1, 9)), np.array([[1.0, 0.0, 1.0]]))
     said = say(calibration, one_of(np.zeros((3, 1)), np.ones((3, 1)), np.array([0.0, 0.5, 1.0])))
     assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
 
@@ -273,7 +288,7 @@ def test_a_median_is_chosen_by_absolute_errors_alone():
     truth = np.where(random.random((WINDOWS, HORIZON)) < 0.2, 10.0, 0.0)  # mostly nothing, now and then much
     data = one_of(np.zeros_like(truth), np.full_like(truth, 2.0))
     data = data._replace(series=np.zeros(WINDOWS, int), truth=truth, horizons=1e6)
-    assert calibrate(data, LEVELS, point="median").fading == 0.0
+    assert (calibrate(data, LEVELS, point="median").habits[:, 2] == 0.0).all()
     assert mixed_share(data, (2,)) == 1.0
 
 

@@ -24,6 +24,8 @@ UNDECIDED = 0.5  # their share before anything was validated
 # the same rows and looks better there than it is
 DOUBT = 0.2
 PARTS = (0.0, 0.5)  # of the head's quantiles: it is silent where a window stands still, and may not speak alone
+OWN_DOUBT = 5.0  # the same for the share of one series, and what is far from that of all
+JUDGES = 8  # windows of one series from which on it has a share of its own
 LEAST = 0.5  # of the mean unit of a series is the least that one of its windows has: calm does not last
 STRETCH = 1.3  # how much wider intervals are made, at most, to cover as much where series stood still
 STILL = 0.4  # of it, and less: the series has stood still for so long that its next move says little about all others
@@ -68,22 +70,21 @@ class Calibration:
     """How the parts of a forecast are put together.
 
     mean, median: share of the head's median, where it lies off what the head expects, in the mean and in the median.
-    fading: share of ripe fading memories in both. head: share of the head's quantiles around its median, the rest are
-    those of `table`. width: factor on the former. table `[F, Q]`: quantiles of the errors of each step around their
-    median, in units of `error_unit`. habits `[1 + N, 2]`, first of strangers and then of every series of `fit`: how
-    large its errors are in that unit, relative to those of all series, and the least that the unit is, in mean
-    surprises of the series so far. sizes `[1 + N, P]`: how large they are at every place of the season, relative to
+    head: share of the head's quantiles around its median, the rest are those of `table`. width: factor on the former.
+    table `[F, Q]`: quantiles of the errors of each step around their median, in units of `error_unit`. habits
+    `[1 + N, 3]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative
+    to those of all series, the least that the unit is, in mean surprises of the series so far, and the share of ripe
+    fading memories in its forecasts. sizes `[1 + N, P]`: how large errors are at every place of the season, relative to
     all places. lean: how far the median lies off where the parts above put it, in the same units: where data are
     skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
     """
 
     mean: float
     median: float
-    fading: float
     head: float
     width: float
     table: Float
-    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0]]))
+    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0, 0.0]]))
     sizes: Float = field(default_factory=lambda: np.ones((1, 1)))
     lean: float = 0.0
     bounded: bool = False
@@ -108,7 +109,7 @@ class Calibration:
         """
         unit = own_unit(unit, surprise, self.habits[rows])[:, None] * sizes_at(self.sizes, rows, steps, main.shape[1])
         middle = 0.0 if head is None else at_median(head, levels)
-        share = self.fading * ripe[:, None]
+        share = (self.habits[rows, 2] * ripe)[:, None]
         mean, median = (mixed(main + part * middle, fading, share) for part in (self.mean, self.median))
         median = median + self.lean * unit
         offsets = unit[..., None] * self.table
@@ -187,9 +188,9 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
 
 def own_unit(unit: Float, surprise: Float, habits: Float) -> Float:
     """What the errors of windows with these units `[W]` are expected to grow with; surprise `[W]`: the mean surprise so
-    far, `habits` `[W, 2]`: the row of `Calibration.habits` of each its series.
+    far, `habits` `[W, 3]`: the row of `Calibration.habits` of each its series.
 
-    >>> own_unit(np.array([4.0, 1.0]), np.array([1.0, 1.0]), np.array([[0.5, 2.0], [0.5, 2.0]])).tolist()
+    >>> own_unit(np.array([4.0, 1.0]), np.array([1.0, 1.0]), np.array([[0.5, 2.0, 0.0], [0.5, 2.0, 0.0]])).tolist()
     [2.0, 1.0]
     """
     result: Float = habits[:, 0] * np.maximum(unit, habits[:, 1] * surprise)
@@ -228,8 +229,9 @@ def calibrate(
         part[moving] for part in (judged.truth, judged.main, judged.fading, judged.ripe, judged.scale)
     )
     if not moving.any():
+        habits[:, 2] = UNDECIDED if mix else 0.0
         table = error_table(truth, units[0][moving], levels)
-        return Calibration(0.0, 0.0, UNDECIDED if mix else 0.0, 0.0, 1.0, table, habits, np.ones((1 + count, 1)))
+        return Calibration(0.0, 0.0, 0.0, 1.0, table, habits, np.ones((1 + count, 1)))
     head = None if judged.head is None else judged.head[moving]
     mean = median = 0.0
     if head is not None:
@@ -238,13 +240,18 @@ def calibrate(
         mean, median = (float(surely_less(errors_of(middle, power=p), errors_of(main, power=p))) for p in (2, 1))
     centres = [main if not share else middle for share in (mean, median)]
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
-    share = mixed_share(truth, chosen, fading, ripe, scale, judged.horizons, powers) if mix else 0.0
-
-    of_mean, of_median = (mixed(centre, fading, share * ripe[:, None]) for centre in centres)
-    skewed, errors = truth - of_mean, truth - of_median
     series, steps, unit = judged.series[moving], judged.steps[moving], units[0][moving]
+    if mix:
+        common = mixed_share(truth, chosen, fading, ripe, scale, judged.horizons, powers)
+        habits[0, 2] = common
+        habits[1:, 2] = own_shares(common, truth, chosen, fading, ripe, series, count, judged.horizons, powers)
+
+    share = (habits[1 + series, 2] * ripe)[:, None]
+    of_mean, of_median = (mixed(centre, fading, share) for centre in centres)
+    skewed, errors = truth - of_mean, truth - of_median
     if earlier is not None:
-        before = earlier.truth - mixed(earlier.main, earlier.fading, share * earlier.ripe[:, None])
+        share = (habits[1 + earlier.series, 2] * earlier.ripe)[:, None]
+        before = earlier.truth - mixed(earlier.main, earlier.fading, share)
         skewed, errors = np.concatenate([skewed, before]), np.concatenate([errors, before])
         series, steps = np.concatenate([series, earlier.series]), np.concatenate([steps, earlier.steps])
         unit, scale = np.concatenate([unit, units[1]]), np.concatenate([scale, earlier.scale])
@@ -258,7 +265,7 @@ def calibrate(
     lean = leaning(errors[telling], skewed[telling], whole[telling], scale[telling])
     errors = errors - lean * whole
     bounded = not_worse(judged.truth[moving], of_median + lean * whole[: len(of_median)], judged.bounds[moving], scale)
-    made = partial(Calibration, mean, median, share, habits=habits, sizes=sizes, lean=lean, bounded=bounded)
+    made = partial(Calibration, mean, median, habits=habits, sizes=sizes, lean=lean, bounded=bounded)
     # Windows that stood still do not tell how large errors are, but intervals cover them too.
     table = covering_table(errors[telling] / place[telling], unit[telling], levels)
     table = table * min(max(covering(errors, whole[..., None] * table[:, [0, -1]], levels), 1.0), STRETCH)
@@ -293,13 +300,13 @@ def calibrate(
 
 
 def usual_units(groups: Sequence[Judged], count: int) -> Float:
-    """`Calibration.habits` of so many series before the sizes of their errors are known: the least that their units
-    are, by all of these windows. Who was not judged is as the others are."""
+    """`Calibration.habits` of so many series before the sizes of their errors and their shares are known: the least
+    that their units are, by all of these windows. Who was not judged is as the others are."""
     series, unit, surprise, seen = (
         np.concatenate(parts)
         for parts in zip(*((g.series, g.unit, g.surprise, np.isfinite(g.truth).any(1)) for g in groups), strict=True)
     )
-    habits = np.tile([1.0, 0.0], (1 + count, 1))
+    habits = np.tile([1.0, 0.0, 0.0], (1 + count, 1))
     usual = means_of(surprise[seen], series[seen], count)
     habits[1:, 1] = LEAST * means_of(unit[seen], series[seen], count) / np.where(usual > 0, usual, np.inf)
     known = habits[:, 1] > 0
@@ -452,6 +459,38 @@ def mixed_share(
         float((loss / first).mean()) + doubt * (s - UNDECIDED) ** 2 for s, loss in zip(SHARES, losses, strict=True)
     ]
     return SHARES[int(np.argmin(costs))]
+
+
+def own_shares(
+    common: float,
+    truth: Float,
+    main: Float,
+    fading: Float,
+    ripe: Float,
+    series: Int,
+    count: int,
+    horizons: float,
+    powers: tuple[int, ...],
+) -> Float:
+    """`mixed_share` of every series by itself `[N]`, the nearer to the common one the less was validated; the common
+    one where there are fewer than `JUDGES` windows."""
+    step = ripe[:, None] * (fading - main)
+    known = ~(np.isnan(truth) | np.isnan(step))
+    error, step = np.where(known, truth - main, 0.0), np.where(known, step, 0.0)
+
+    def losses(share: float) -> list[Float]:
+        left = np.abs(error - share * step)
+        return [np.bincount(series, (left**power).sum(1), minlength=count).astype(np.float64) for power in powers]
+
+    first = [np.maximum(loss, 1e-300) for loss in losses(common)]
+    doubt = OWN_DOUBT / max(horizons, 1.0)
+    costs = [
+        np.mean([loss / whole for loss, whole in zip(losses(s), first, strict=True)], axis=0)
+        + doubt * (s - common) ** 2
+        for s in SHARES
+    ]
+    told = np.bincount(series[known.any(1)], minlength=count) >= JUDGES
+    return np.where(told, np.array(SHARES)[np.argmin(costs, axis=0)], common)
 
 
 def error_table(errors: Float, unit: Float, levels: tuple[float, ...]) -> Float:

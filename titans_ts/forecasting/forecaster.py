@@ -511,7 +511,7 @@ class TitansForecaster(PanelForecaster):
             "correction": self.correction_,
             "calibration": {
                 name: getattr(self.calibration_, name)
-                for name in ("mean", "median", "fading", "head", "width", "lean", "bounded")
+                for name in ("mean", "median", "head", "width", "lean", "bounded")
             },
             "history": self.history_,
             "freq": self.freq_,

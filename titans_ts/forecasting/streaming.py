@@ -59,9 +59,7 @@ class StreamingForecaster:
         self.adapt, self.point, self.non_negative = adapt, point, non_negative
         *parts, own = (part.cpu().numpy().copy() for part in held)
         self._fading = (fading.rates, fading.weights, own, *parts)
-        shares = [
-            getattr(calibration, name) for name in ("mean", "median", "fading", "head", "width", "lean", "bounded")
-        ]
+        shares = [getattr(calibration, name) for name in ("mean", "median", "head", "width", "lean", "bounded")]
         shares.append(point == "median")
         self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
         self._table = np.array(calibration.table, dtype=np.float64, order="C")

@@ -153,19 +153,19 @@ def finish_some(
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
     steps [all]: which step of the clock comes next, below 0 where that is not known. shares: of the head's median in
-    the mean and in the median, of ripe fading memories, and of the head's quantiles, the factor on them, how far the
-    median leans, 1 where bounds hold, and 1 where the point forecast is the median. middle: the places of the levels
-    next to the median, and their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, habits
-    [1 + N, 2] how these units go for each series, and sizes [1 + N, P] at each place of its season; see
-    `forecasting.calibration`.
+    the mean and in the median, and of the head's quantiles, the factor on them, how far the median leans, 1 where
+    bounds hold, and 1 where the point forecast is the median. middle: the places of the levels next to the median, and
+    their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 3] how these
+    units go for each series, and its share of ripe fading memories, and sizes [1 + N, P] how they go at each place of
+    its season; see `forecasting.calibration`.
     """
     low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
-    head, width, lean, bounded, asked = shares[3], shares[4], shares[5], shares[6] > 0, shares[7] > 0
+    head, width, lean, bounded, asked = shares[2], shares[3], shares[4], shares[5] > 0, shares[6] > 0
     fade, bounds = np.empty(points.shape[1]), np.array([-math.inf, math.inf])
     for i in range(len(rows)):
         r = rows[i]
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
-        fading = shares[2] * ripeness(counts[r])
+        fading = habits[own[r], 2] * ripeness(counts[r])
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
         unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
         if bounded:
