@@ -121,10 +121,13 @@ class TitansForecaster(PanelForecaster):
     quantiles: levels of the quantile head; `predict` interpolates to any level.
     intervals: "auto", "conformal" or "head". "conformal": the quantiles of the validation rows' errors, step by step,
         in units of what each series is restless by (normalised split conformal prediction); how large its own errors
-        were scales them where more than one horizon was validated. "head": those of the quantile head. "auto": the
+        were scales them where more than one horizon was validated, and how large those at each place of the season were
+        where seasons are many. "head": those of the quantile head. "auto": the
         former, or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
         interval to cover what it says on the validation rows, and where series are long on training rows besides, so
-        that one restless or calm season does not decide.
+        that one restless or calm season does not decide. Where the errors are skewed, the median lies off the mean.
+        Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
+        its time (nights without sun), unless validation rows lay beyond.
     point: "mean" or "median", what the point forecast is.
     non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
         which are cut there at the last, covariates included. Negative values in the data are then an error.
