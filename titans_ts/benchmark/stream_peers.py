@@ -119,7 +119,9 @@ def neuralforecast(history: Float, horizon: int, season: int, *, model: str) -> 
     def step(value: float) -> Any:
         nonlocal seen
         seen = np.append(seen, value)[-CONTEXT:]
-        return trained.predict(df=frame(seen))[model]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return trained.predict(df=frame(seen))[model]
 
     return step
 
