@@ -1,6 +1,9 @@
 """The benchmark of the stream: every case beside torch, and what it writes is what the tables read."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -64,11 +67,19 @@ def test_other_packages_are_measured_where_they_are_installed_and_said_to_be_mis
     measured, absent = result["peers"]
     assert 0 < measured["median_us"] <= measured["p99_us"]
     assert (measured["calls"], absent["version"]) == (2, None)
-    assert not {"median_us", "p99_us", "mean_us", "calls"} & absent.keys()
+    assert not {"median_us", "p99_us", "mean_us", "cpu_us", "calls"} & absent.keys()
     assert stream.peers_table(result)["median"].tolist() == [measured["median_us"], "not installed"]
 
 
 FORECASTERS = [peer for peer in stream_peers.PEERS if peer.forecasts and stream_peers.installed_version(peer.package)]
+
+
+def test_the_cpu_time_of_a_call_leaves_waiting_out_and_takes_in_the_processes_it_starts():
+    def work(i):
+        subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
+
+    assert stream.measured(lambda i: time.sleep(0.002), 8)["cpu_us"] < 1500
+    assert stream.measured(work, 4)["cpu_us"] > 5000
 
 
 @pytest.mark.parametrize("peer", FORECASTERS, ids=lambda peer: f"{peer.package}, {peer.call}")

@@ -80,7 +80,9 @@ def statsforecast(history: Float, horizon: int, season: int, *, model: str, **se
     """A model of statsforecast, whose `forward` takes the parameters to a series that has become longer."""
     from statsforecast import models
 
-    fitted, seen = getattr(models, model)(season_length=season, **settings).fit(history), history
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the search is cut short, as asked
+        fitted, seen = getattr(models, model)(season_length=season, **settings).fit(history), history
 
     def step(value: float) -> Any:
         nonlocal seen
@@ -94,7 +96,7 @@ def prophet(history: Float, horizon: int, season: int) -> Step:
     """Prophet, which has no update."""
     from prophet import Prophet
 
-    logging.getLogger("cmdstanpy").setLevel(logging.ERROR)
+    logging.getLogger("cmdstanpy").disabled = True  # it sets its level back
     seen = history
 
     def step(value: float) -> Any:

@@ -103,19 +103,20 @@ def stream(folder: Path) -> str:
 
 def stream_peers(folder: Path) -> str:
     """Microseconds of one observation of one series and the forecast after it, here and in other packages."""
-    head = ["one series, horizon 24", "an observation changes", "kept", "median, us", "p99", "calls"]
+
+    def times_of(found: dict[str, Any]) -> list[str]:
+        return [*(microseconds(found[name]) for name in ("median_us", "p99_us", "cpu_us")), f"{found['calls']:,}"]
+
+    head = ["one series, horizon 24", "an observation changes", "kept", "median, us", "p99", "CPU, us", "calls"]
     rows = []
     for run in read_runs(folder, "stream.json"):
         case = run["cases"][0]
-        said = [microseconds(case["fused"][name]) for name in ("median_us", "p99_us")]
-        said.append(f"{case['fused']['calls']:,}")
+        said = times_of(case["fused"])
         learns = "the neural memory (every patch), the fading ones, the widths of the intervals"
         rows.append(["titans-ts, StreamingForecaster: update, forecast", learns, "the state", *said])
         for row in run["peers"]:
             name = f"{row['package']} {row['version'] or ''}".strip()
-            said = ["not installed", "", ""]
-            if row["version"] is not None:
-                said = [microseconds(row["median_us"]), microseconds(row["p99_us"]), f"{row['calls']:,}"]
+            said = ["not installed", "", "", ""] if row["version"] is None else times_of(row)
             rows.append([f"{name}, {row['call']}", row["learns"], row["keeps"], *said])
     return markdown(head, rows)
 
