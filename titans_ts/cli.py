@@ -343,13 +343,16 @@ def stream(
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
     series: Annotated[int, typer.Option(help="Series of the case with many.")] = 10_000,
 ) -> None:
-    """One observation and its forecast: the compiled stream beside torch, for one series and for many."""
+    """One observation and its forecast: the compiled stream beside torch, for one series and for many, and beside those
+    other packages that are installed."""
     from .benchmark.runs import write_json
-    from .benchmark.stream import run_stream, stream_table
+    from .benchmark.stream import peers_table, run_stream, stream_table
 
     result = run_stream(series)
     typer.echo(f"memory bandwidth, one core: {result['bandwidth_gb_s']} GB/s; microseconds a series")
     typer.echo(stream_table(result).to_string(index=False))
+    typer.echo("\nmicroseconds an observation and the forecasts after it")
+    typer.echo(peers_table(result).to_string(index=False))
     if out is not None:
         write_json(result, out / "stream.json")
 

@@ -1,21 +1,30 @@
 """The benchmark of the stream: every case beside torch, and what it writes is what the tables read."""
 
 import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from titans_ts.benchmark import stream
+from titans_ts.benchmark import stream, stream_peers
 from titans_ts.benchmark.runs import write_json
 from titans_ts.benchmark.tables import render
 from titans_ts.forecasting.streaming import StreamingForecaster
+
+ABSENT = replace(stream_peers.PEERS[0], package="no such package")
+QUICK = next(peer for peer in stream_peers.PEERS if peer.package == "statsmodels")  # a tool of the development
+SOME = (QUICK, ABSENT)
 
 
 @pytest.fixture(scope="module")
 def result():
     with pytest.MonkeyPatch.context() as patched:
-        for name, value in (("SINGLE", 9), ("SINGLE_TORCH", 2)):
+        for name, value in (("SINGLE", 9), ("SINGLE_TORCH", 2), ("SINGLE_PEER", 2)):
             patched.setattr(stream, name, value)
+        patched.setattr(stream, "PEERS", SOME)
         patched.setattr(stream, "bandwidth", lambda: 1e10)
         return stream.run_stream(series=20)
 
@@ -49,6 +58,47 @@ def test_the_run_is_written_and_read_back(result, tmp_path):
     assert table.count("\n") == 2 + len(result["cases"]) + 1
     assert "20 series, width 32, hidden 64: forecast" in table
     assert len(stream.stream_table(result)) == len(result["cases"])
+    table = render("<!-- table stream_peers -->\n<!-- end -->", tmp_path)
+    assert table.count("\n") == 2 + 1 + len(SOME) + 1
+    assert table.count("not installed") == 1
+
+
+def test_other_packages_are_measured_where_they_are_installed_and_said_to_be_missing_where_not(result):
+    measured, absent = result["peers"]
+    assert 0 < measured["median_us"] <= measured["p99_us"]
+    assert (measured["calls"], absent["version"]) == (2, None)
+    assert not {"median_us", "p99_us", "mean_us", "cpu_us", "calls"} & absent.keys()
+    assert stream.peers_table(result)["median"].tolist() == [measured["median_us"], "not installed"]
+
+
+FORECASTERS = [peer for peer in stream_peers.PEERS if peer.forecasts and stream_peers.installed_version(peer.package)]
+
+
+def test_the_cpu_time_of_a_call_leaves_waiting_out_and_takes_in_the_processes_it_starts():
+    def work(i):
+        subprocess.run([sys.executable, "-c", "sum(range(10**6))"], check=True)
+
+    assert stream.measured(lambda i: time.sleep(0.002), 8)["cpu_us"] < 1500
+    assert stream.measured(work, 4)["cpu_us"] > 5000
+
+
+@pytest.mark.parametrize("peer", FORECASTERS, ids=lambda peer: f"{peer.package}, {peer.call}")
+def test_a_peer_takes_in_the_observation_before_it_forecasts(peer):
+    """A call that leaves the observation out would be fast."""
+    history, said = stream.seasonal(8 * stream.SEASON, 1)[:, 0], []
+    for value in (0.0, 3.0):
+        step = stream_peers.prepared(peer, history, 24, stream.SEASON)
+        step(value)
+        said.append(np.asarray(step(0.0), dtype=float).ravel())
+    assert said[0].shape == said[1].shape
+    assert not np.allclose(said[0], said[1], atol=1e-3)
+
+
+def test_a_peer_that_does_not_give_what_it_says_is_not_measured():
+    history = stream.seasonal(48, 1)[:, 0]
+    short = replace(ABSENT, make=lambda history, horizon, season: lambda value: np.zeros(horizon - 1), options={})
+    with pytest.raises(RuntimeError, match="not 24 finite numbers"):
+        stream_peers.prepared(short, history, 24, 24)
 
 
 def test_sides_that_saw_different_observations_are_not_compared():

@@ -2,7 +2,8 @@
 
 Two cases. One series of the default forecaster: an observation comes in and a forecast of the whole horizon goes out,
 called from Python. Many series of a small deep memory (width 32, hidden 64): all of them at once. What the weights are
-does not matter for the time, and so they are hardly trained.
+does not matter for the time, and so they are hardly trained. Beside them other packages get the one series, as far as
+they are installed.
 
 N series, T step.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,9 +28,11 @@ from ..forecasting.streaming import StreamingForecaster
 from ..forecasting.training import TrainConfig
 from ..models.config import BackboneConfig
 from .runs import commit
+from .stream_peers import PEERS, installed_version, prepared
 
 HORIZON, SEASON, STEPS = 24, 24, 600
 SINGLE, SINGLE_TORCH, WARM = 4000, 80, 16  # observations measured, and before that unmeasured
+SINGLE_PEER = 4000  # observations measured of a peer, at most
 SMALL = BackboneConfig(
     dim=32, depth=1, heads=2, memory=MemoryConfig(dim=32, heads=1, depth=2, expansion=2, persistent=4)
 )
@@ -91,7 +95,7 @@ def fitted(model: BackboneConfig | None, series: int) -> TitansForecaster:
 
 
 def spread_of(times: Float, series: int = 1) -> dict[str, float]:
-    """Median, 99th percentile and mean, for one of the series.
+    """Median, 99th percentile and mean, for one of the series, and how many calls were measured.
 
     >>> spread_of(np.array([2.0, 4.0, 6.0]), 2)["median_us"]
     2.0
@@ -101,7 +105,25 @@ def spread_of(times: Float, series: int = 1) -> dict[str, float]:
         "median_us": round(float(np.median(each)), 3),
         "p99_us": round(float(np.percentile(each, 99)), 3),
         "mean_us": round(float(each.mean()), 3),
+        "calls": times.size,
     }
+
+
+def measured(step: Callable[[int], object], count: int) -> dict[str, float]:
+    """`spread_of` so many calls of one series, and the mean CPU time of one: other programs that want the core make the
+    times longer, and of a call that takes milliseconds they do so every time. Processes that it starts count too.
+
+    >>> sorted(measured(abs, 3))
+    ['calls', 'cpu_us', 'mean_us', 'median_us', 'p99_us']
+    """
+
+    def spent() -> float:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return sum(each.ru_utime + each.ru_stime for each in used)
+
+    began = spent()
+    times = timed(step, count)
+    return {**spread_of(times), "cpu_us": round(1e6 * (spent() - began) / (count + WARM), 3)}
 
 
 def require_same(forecaster: TitansForecaster, stream: StreamingForecaster, position: Int) -> None:
@@ -135,7 +157,7 @@ def one_series(depth: int) -> dict[str, Any]:
     return {
         "case": f"one series, default preset, memory depth {depth}: update and forecast",
         "series": 1,
-        "fused": spread_of(timed(fused, SINGLE)),
+        "fused": measured(fused, SINGLE),
         "torch": spread_of(beside),
     }
 
@@ -187,13 +209,27 @@ def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
     ]
 
 
+def other_packages() -> list[dict[str, Any]]:
+    """What other packages do with the observations of `one_series`; "version" is None where one is not installed."""
+    history, new = seasonal(STEPS, 1)[:, 0], seasonal(SINGLE_PEER + WARM, 1, seed=1)[:, 0].tolist()
+    rows = []
+    for peer in PEERS:
+        row: dict[str, Any] = {"package": peer.package, "version": installed_version(peer.package), "call": peer.call}
+        row |= {"learns": peer.learns, "keeps": peer.keeps}
+        if row["version"] is not None:
+            step = prepared(peer, history, HORIZON, SEASON)
+            row |= measured(lambda i, step=step: step(new[i]), min(peer.calls, SINGLE_PEER))  # type: ignore[misc]
+        rows.append(row)
+    return rows
+
+
 def run_stream(series: int = 10_000) -> dict[str, Any]:
     """All cases, on one thread, with the bandwidth of the memory and the machine they were measured on."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         speed = bandwidth()
-        cases = [one_series(1), one_series(2), *many_series(series)]
+        cases, peers = [one_series(1), one_series(2), *many_series(series)], other_packages()
     finally:
         torch.set_num_threads(before)
     for case in cases:
@@ -207,7 +243,23 @@ def run_stream(series: int = 10_000) -> dict[str, Any]:
         "commit": commit(),
         "bandwidth_gb_s": round(speed / 1e9, 1),
         "cases": cases,
+        "peers": peers,
     }
+
+
+def peers_table(result: dict[str, Any]) -> pd.DataFrame:
+    """The other packages of a run as a frame."""
+    rows = [
+        {
+            "package": row["package"],
+            "call": row["call"],
+            "median": row.get("median_us", "not installed"),
+            "p99": row.get("p99_us", ""),
+            "CPU": row.get("cpu_us", ""),
+        }
+        for row in result["peers"]
+    ]
+    return pd.DataFrame(rows)
 
 
 def stream_table(result: dict[str, Any]) -> pd.DataFrame:

@@ -81,15 +81,43 @@ def recall(folder: Path) -> str:
     return markdown(head, rows)
 
 
+def microseconds(number: float) -> str:
+    """A time of the stream, shorter where it is long.
+
+    >>> microseconds(1.234), microseconds(1234.5)
+    ('1.23', '1,234')
+    """
+    return f"{number:,.2f}" if number < 100 else f"{number:,.0f}"
+
+
 def stream(folder: Path) -> str:
     """Microseconds a series of one observation, compiled and in torch."""
     head = ["microseconds a series", "compiled: median", "p99", "torch: median", "p99", "ratio"]
     rows = []
     for run in read_runs(folder, "stream.json"):
         for case in run["cases"]:
-            numbers = [case[side][name] for side in ("fused", "torch") for name in ("median_us", "p99_us")]
-            said = [f"{number:,.2f}" if number < 100 else f"{number:,.0f}" for number in numbers]
+            said = [microseconds(case[side][name]) for side in ("fused", "torch") for name in ("median_us", "p99_us")]
             rows.append([case["case"], f"**{said[0]}**", *said[1:], f"{case['ratio']:g}"])
+    return markdown(head, rows)
+
+
+def stream_peers(folder: Path) -> str:
+    """Microseconds of one observation of one series and the forecast after it, here and in other packages."""
+
+    def times_of(found: dict[str, Any]) -> list[str]:
+        return [*(microseconds(found[name]) for name in ("median_us", "p99_us", "cpu_us")), f"{found['calls']:,}"]
+
+    head = ["one series, horizon 24", "an observation changes", "kept", "median, us", "p99", "CPU, us", "calls"]
+    rows = []
+    for run in read_runs(folder, "stream.json"):
+        case = run["cases"][0]
+        said = times_of(case["fused"])
+        learns = "the neural memory (every patch), the fading ones, the widths of the intervals"
+        rows.append(["titans-ts, StreamingForecaster: update, forecast", learns, "the state", *said])
+        for row in run["peers"]:
+            name = f"{row['package']} {row['version'] or ''}".strip()
+            said = ["not installed", "", "", ""] if row["version"] is None else times_of(row)
+            rows.append([f"{name}, {row['call']}", row["learns"], row["keeps"], *said])
     return markdown(head, rows)
 
 
@@ -393,6 +421,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "conformance": conformance,
     "compiled": compiled,
     "stream": stream,
+    "stream_peers": stream_peers,
     "prices": prices,
 }
 
