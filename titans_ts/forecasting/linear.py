@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -218,7 +219,7 @@ def fit_linear(
     rows = (lengths - ends)[lengths > ends]
     trials = Trials(judged, scales, ends, float(rows.mean()) / horizon if rows.size else 0.0)
     small = len(panel) > 1 and len(panel) * context * max(context, horizon) <= OWN_NUMBERS
-    penalty, losses = penalties[0], {}
+    penalty, losses = penalties[0], dict[float, float]()
     count = int(min(GROUPS, np.median(lengths) // (context + horizon)))
     if parts and not mix and count >= FEWEST:
         parts = [part for part in parts if small or part.pooling == math.inf]
@@ -277,19 +278,23 @@ def crossed(
     """What a path is best averaged of, and the mean squared error of the first part at every penalty, each series in
     units of its own scale.
 
-    Every series is cut into `count` blocks of time, with the windows that lie in one as a whole, and the maps of all
-    blocks but one forecast that one: so every season of the past judges, and maps that have not seen it are judged.
-    `most` windows are learnt from, about.
+    Every series is cut into `count` blocks of time, and each block is forecast by the maps of all windows without a
+    target in it: so every season of the past judges, and maps that have not seen it are judged. `most` windows are
+    learnt from, about.
     """
-    edges = panel.lengths[:, None] * np.arange(count + 1) // count
-    inside = [windows_between(panel, context, horizon, edges[:, k], edges[:, k + 1]) for k in range(count)]
-    few = [spread(windows, windows.total if most is None else most // count) for windows in inside]
+    between = partial(windows_between, panel, context, horizon)
+    edges = list((panel.lengths[:, None] * np.arange(count + 1) // count).T)
+    inside = [between(begin, stop) for begin, stop in pairwise(edges)]
     held = [gathered(spread(windows, JUDGED // count), scales) for windows in inside]
-    seen = np.sum([windows.counts for windows in inside], axis=0) > 0
+    # in turn: the windows of a block, and those that reach from it into the next
+    learnt = [*chain(*zip(inside, (between(edge - horizon + 1, edge + horizon - 1) for edge in edges[1:])))][:-1]
+    total = sum(windows.total for windows in learnt)
+    learnt = [spread(windows, -(-windows.total * min(most or total, total) // total)) for windows in learnt]
+    seen = np.sum([windows.counts for windows in learnt], axis=0) > 0
     errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
     losses: dict[float, float] = {}
     for unit in dict.fromkeys(part.unit for part in parts):
-        shared = all_but_one([accumulate(windows, scales, unit) for windows in few])
+        shared = all_but_one(accumulate(windows, scales, unit) for windows in learnt)
         if not losses:
             squares = [
                 [np.square(contexts @ weights - targets).sum() for weights in solve(xx, xy, penalties)]
@@ -304,23 +309,35 @@ def crossed(
                 error[number] += contexts @ nested(xx, xy, parts[number].halvings, penalty)
         numbers = [number for number in numbers if parts[number].pooling < math.inf]
         for row in np.flatnonzero(seen) if numbers else ():
-            own = all_but_one([accumulate(only(windows, row), scales, unit) for windows in few])
+            own = all_but_one(accumulate(only(windows, row), scales, unit) for windows in learnt)
             for (xx, xy), (all_xx, all_xy), (series, contexts, _), error in zip(own, shared, held, errors, strict=True):
                 here = series == row
                 for number in numbers if here.any() else ():
                     part, share = parts[number], parts[number].pooling / panel.shares[seen].sum()
-                    one = (each / panel.shares[row] + share * every for each, every in ((xx, all_xx), (xy, all_xy)))
-                    error[number, here] += contexts[here] @ nested(*one, part.halvings, penalty)
+                    own_xx, own_xy = xx / panel.shares[row] + share * all_xx, xy / panel.shares[row] + share * all_xy
+                    error[number, here] += contexts[here] @ nested(own_xx, own_xy, part.halvings, penalty)
     products = [np.tensordot(error, error, ((1, 2), (1, 2))) for error in errors if error.size]
     found = shares_of(np.stack([each / max(each[0, 0], 1e-300) for each in products]))
     kept = found * (found >= LEAST)
     return tuple((part, float(s)) for part, s in zip(parts, kept / kept.sum(), strict=True) if s), losses
 
 
-def all_but_one(sums: Sequence[Gram]) -> list[tuple[Float, Float]]:
-    """`X'X` and `X'Y` of all of these but the first, but the second, and so on."""
-    xx, xy = sum(each.xx[0] for each in sums), sum(each.xy[0] for each in sums)
-    return [(xx - each.xx[0], xy - each.xy[0]) for each in sums]
+def all_but_one(grams: Iterable[Gram]) -> list[tuple[Float, Float]]:
+    """`X'X` and `X'Y` of all windows without a target in a block, for every block, from the Grams of the first block, of
+    the windows that reach from it into the second, of the second block, and so on."""
+    total = last = np.zeros(())
+    sums: list[Float] = []
+    for number, gram in enumerate(grams):
+        one = np.concatenate([gram.xx[0], gram.xy[0]], axis=1)
+        total = total + one
+        if number % 2:
+            sums[-1] += one
+            last = one
+        else:
+            sums.append(one + last)
+    for each in sums:
+        np.subtract(total, each, out=each)
+    return [(each[:, : len(each)], each[:, len(each) :]) for each in sums]
 
 
 def shares_of(products: Float) -> Float:
@@ -354,8 +371,8 @@ def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: d
                 weights += shared
                 continue
             weights[0] += shared
-            for own, *sums in zip(weights[1:], *pooled(gram, part.pooling, panel.shares), strict=True):
-                own += share * nested(*sums, part.halvings, penalty)
+            for own, xx, xy in zip(weights[1:], *pooled(gram, part.pooling, panel.shares), strict=True):
+                own += share * nested(xx, xy, part.halvings, penalty)
     return LinearPath(weights, penalty, losses, ids=panel.ids if single else (), mix=mix)
 
 
@@ -714,7 +731,7 @@ def centre(contexts: Float) -> tuple[Float, Float]:
     return np.where(last < 0, 0.0, filled - mean[:, None]), mean
 
 
-def only(windows: Windows, row: int) -> Windows:
+def only(windows: Windows, row: int | np.int64) -> Windows:
     """Those windows that are of this series."""
     chosen = np.arange(windows.total) if windows.chosen is None else windows.chosen
     offsets = offsets_of(windows.counts)
