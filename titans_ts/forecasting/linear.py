@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -40,7 +40,6 @@ FEWEST = 4  # groups, and horizons of validation rows of all series, below which
 SHARES = (0.3, 0.0, 0.5, 0.7)
 SEASONS = 100.0  # after which a place of the season has half of that share: few say little
 CROSSED = 8  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
-CARE = 10.0  # how much more the blocks count that an average forecasts worst: by a factor e at a loss higher by a tenth
 LEAST = 0.01  # share below which a part is left out
 ROUNDS, RATE = 2000, 2.0  # steps that find the shares, and how far one goes
 
@@ -282,14 +281,10 @@ def crossed(
     target in it: so every season of the past judges, and maps that have not seen it are judged. `most` windows are
     learnt from, about.
     """
-    between = partial(windows_between, panel, context, horizon)
-    edges = list((panel.lengths[:, None] * np.arange(count + 1) // count).T)
-    inside = [between(begin, stop) for begin, stop in pairwise(edges)]
-    held = [gathered(spread(windows, JUDGED // count), scales) for windows in inside]
-    # in turn: the windows of a block, and those that reach from it into the next
-    learnt = [*chain(*zip(inside, (between(edge - horizon + 1, edge + horizon - 1) for edge in edges[1:])))][:-1]
-    total = sum(windows.total for windows in learnt)
-    learnt = [spread(windows, -(-windows.total * min(most or total, total) // total)) for windows in learnt]
+    turns = in_turn(panel, context, horizon, count)
+    held = [gathered(spread(windows, JUDGED // count), scales) for windows in turns[::2]]
+    total = sum(windows.total for windows in turns)
+    learnt = [spread(windows, -(-windows.total * min(most or total, total) // max(total, 1))) for windows in turns]
     seen = np.sum([windows.counts for windows in learnt], axis=0) > 0
     errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
     losses: dict[float, float] = {}
@@ -322,9 +317,18 @@ def crossed(
     return tuple((part, float(s)) for part, s in zip(parts, kept / kept.sum(), strict=True) if s), losses
 
 
+def in_turn(panel: Panel, context: int, horizon: int, count: int) -> list[Windows]:
+    """The windows with all targets in the first of `count` blocks of time of every series, those that reach from it
+    into the second, those of the second, and so on."""
+    edges = list((panel.lengths[:, None] * np.arange(count + 1) // count).T)
+    inside = [windows_between(panel, context, horizon, begin, stop) for begin, stop in pairwise(edges)]
+    over = [windows_between(panel, context, horizon, e - horizon + 1, e + horizon - 1) for e in edges[1:]]
+    return [*chain(*zip(inside, over, strict=True))][:-1]
+
+
 def all_but_one(grams: Iterable[Gram]) -> list[tuple[Float, Float]]:
-    """`X'X` and `X'Y` of all windows without a target in a block, for every block, from the Grams of the first block, of
-    the windows that reach from it into the second, of the second block, and so on."""
+    """`X'X` and `X'Y` of all windows without a target in a block, for every block, from the Grams of the first block,
+    of the windows that reach from it into the second, of the second block, and so on."""
     total = last = np.zeros(())
     sums: list[Float] = []
     for number, gram in enumerate(grams):
@@ -341,21 +345,27 @@ def all_but_one(grams: Iterable[Gram]) -> list[tuple[Float, Float]]:
 
 
 def shares_of(products: Float) -> Float:
-    """The shares `[C]`, none below 0 and 1 together, with which the forecasts of C maps have the least squared error,
-    given the mean products of their errors in K blocks `[K, C, C]`; blocks that lose by the average count more.
+    """The shares `[C]`, none below 0 and 1 together, of C maps in an average that errs less than the first map, given
+    the mean products of their errors in K blocks `[K, C, C]`.
 
-    >>> shares_of(np.array([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])).round(3).tolist()
-    [0.5, 0.5]
+    Those of the least error on average over the blocks, and then as much of the way there from the first map alone as
+    makes this mean and one standard error of it least: what all blocks gain by is taken whole.
+
+    >>> same, other = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.9], [0.9, 2.0]]
+    >>> shares_of(np.array([same, same])).round(2).tolist(), shares_of(np.array([same, other])).round(2).tolist()
+    ([0.5, 0.5], [0.91, 0.09])
     """
-    shares = np.full(products.shape[1], 1 / products.shape[1])
+    mean, first = products.mean(axis=0), np.eye(products.shape[1])[0]
+    shares = np.full(len(mean), 1 / len(mean))
     for _ in range(ROUNDS):
-        slopes = products @ shares
-        losses = slopes @ shares
-        care = np.exp(CARE * (losses - losses.max()))
-        slope = care @ slopes / care.sum()
+        slope = mean @ shares
         shares = shares * np.exp(RATE * (slope.min() - slope))
         shares /= shares.sum()
-    return shares
+    ways = first + np.linspace(0, 1, 21)[:, None] * (shares - first)
+    losses = np.einsum("wi,kij,wj->wk", ways, products, ways)
+    doubt = losses.std(axis=1, ddof=1) / len(products) ** 0.5
+    way: Float = ways[np.argmin(losses.mean(axis=1) + doubt)]
+    return way
 
 
 def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: dict[float, float]) -> LinearPath:
