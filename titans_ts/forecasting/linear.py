@@ -39,7 +39,8 @@ FEWEST = 4  # groups, and horizons of validation rows of all series, below which
 # of what the maps leave over at every place of the season in the past: much of it was that year's
 SHARES = (0.3, 0.0, 0.5, 0.7)
 SEASONS = 100.0  # after which a place of the season has half of that share: few say little
-CROSSED = 8  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
+CROSSED_JUDGED, CROSSED_STEPS = 8192, 120  # windows, and steps of the horizon, that say what a path is averaged of
+CROSSED = 2  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
 LEAST = 0.01  # share below which a part is left out
 ROUNDS, RATE = 2000, 2.0  # steps that find the shares, and how far one goes
 
@@ -282,14 +283,15 @@ def crossed(
     learnt from, about.
     """
     turns = in_turn(panel, context, horizon, count)
-    held = [gathered(spread(windows, JUDGED // count), scales) for windows in turns[::2]]
+    every = -(-horizon // CROSSED_STEPS)
+    held = [gathered(spread(windows, CROSSED_JUDGED // count), scales, every) for windows in turns[::2]]
     total = sum(windows.total for windows in turns)
     learnt = [spread(windows, -(-windows.total * min(most or total, total) // max(total, 1))) for windows in turns]
     seen = np.sum([windows.counts for windows in learnt], axis=0) > 0
     errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
     losses: dict[float, float] = {}
     for unit in dict.fromkeys(part.unit for part in parts):
-        shared = all_but_one(accumulate(windows, scales, unit) for windows in learnt)
+        shared = all_but_one(accumulate(windows, scales, unit, every=every) for windows in learnt)
         if not losses:
             squares = [
                 [np.square(contexts @ weights - targets).sum() for weights in solve(xx, xy, penalties)]
@@ -304,7 +306,7 @@ def crossed(
                 error[number] += contexts @ nested(xx, xy, parts[number].halvings, penalty)
         numbers = [number for number in numbers if parts[number].pooling < math.inf]
         for row in np.flatnonzero(seen) if numbers else ():
-            own = all_but_one(accumulate(only(windows, row), scales, unit) for windows in learnt)
+            own = all_but_one(accumulate(only(windows, row), scales, unit, every=every) for windows in learnt)
             for (xx, xy), (all_xx, all_xy), (series, contexts, _), error in zip(own, shared, held, errors, strict=True):
                 here = series == row
                 for number in numbers if here.any() else ():
@@ -748,30 +750,32 @@ def only(windows: Windows, row: int | np.int64) -> Windows:
     return windows._replace(chosen=chosen[(chosen >= offsets[row]) & (chosen < offsets[row + 1])])
 
 
-def standardised(windows: Windows, scales: Float, unit: Unit) -> Iterator[tuple[Int, Float, Float]]:
-    """Of which series some windows are, and their contexts and targets without the means of the contexts, in units of
-    each series' scale `[N]` or of each window's own and as heavy as the series, block after block."""
+def standardised(windows: Windows, scales: Float, unit: Unit, every: int = 1) -> Iterator[tuple[Int, Float, Float]]:
+    """Of which series some windows are, and their contexts and targets (the first and every so-manieth after it)
+    without the means of the contexts, in units of each series' scale `[N]` or of each window's own and as heavy as the
+    series, block after block."""
     for _, series, _, contexts, targets in blocks(windows):
         centred, mean = centre(contexts)
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
         size = (size / np.sqrt(windows.panel.shares[series]))[:, None]
-        yield series, centred / size, (targets - mean[:, None]) / size
+        yield series, centred / size, (targets[:, ::every] - mean[:, None]) / size
 
 
-def gathered(windows: Windows, scales: Float) -> tuple[Int, Float, Float]:
-    """All windows at once: of which series `[W]`, contexts `[W, L]` and targets `[W, H]` as `standardised` has them."""
-    empty = np.zeros(0, dtype=np.int64), np.zeros((0, windows.context)), np.zeros((0, windows.horizon))
-    series, contexts, targets = zip(empty, *standardised(windows, scales, "series"), strict=True)
+def gathered(windows: Windows, scales: Float, every: int) -> tuple[Int, Float, Float]:
+    """All windows at once: of which series `[W]`, contexts `[W, L]` and every so-manieth target as `standardised` has
+    them."""
+    empty = np.zeros(0, dtype=np.int64), np.zeros((0, windows.context)), np.zeros((0, windows.horizon))[:, ::every]
+    series, contexts, targets = zip(empty, *standardised(windows, scales, "series", every), strict=True)
     return np.concatenate(series), np.concatenate(contexts), np.concatenate(targets)
 
 
-def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False) -> Gram:
+def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False, every: int = 1) -> Gram:
     """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
-    time; `own` keeps the series apart."""
-    length, horizon, shares = windows.context, windows.horizon, windows.panel.shares
-    maps = len(windows.panel) if own else 1
-    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, horizon)), 0.0, 0.0
-    for series, x, y in standardised(windows, scales, unit):
+    time; `own` keeps the series apart, and `every` takes the first target and every so-manieth after it."""
+    length, shares = windows.context, windows.panel.shares
+    maps, steps = len(windows.panel) if own else 1, -(-windows.horizon // every)
+    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, steps)), 0.0, 0.0
+    for series, x, y in standardised(windows, scales, unit, every):
         cuts = np.flatnonzero(np.diff(series)) + 1 if own else series[:0]  # windows come series by series
         for begin, end in zip([0, *cuts], [*cuts, len(x)], strict=True):
             place = series[begin] if own else 0
