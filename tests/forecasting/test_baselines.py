@@ -505,6 +505,15 @@ def test_short_series_are_judged_on_their_validation_rows_alone():
     np.testing.assert_array_equal(path.weights, fit_linear(panel, 8, 2, train_ends=np.full(4, 30)).weights)
 
 
+def test_series_with_too_few_whole_windows_to_judge_by_keep_to_their_validation_rows():
+    panel = two_worlds(60)
+    values = panel.values.copy()
+    values[np.arange(240) % 60 % 5 == 0] = np.nan
+    values.reshape(4, 60)[:, :15:5] = 0.0  # wholly observed targets in the first of six blocks alone
+    path = fit_linear(replace(panel, values=values), 5, 5, train_ends=np.full(4, 50), parts=PARTS)
+    assert path.mix == ()
+
+
 def test_an_averaged_path_is_the_average_of_its_parts():
     panel, contexts = two_worlds(), np.random.default_rng(0).normal(size=(5, 8))
     fit, rows = partial(fit_linear, panel, 8, 3, penalties=(1e-2,)), np.arange(5)

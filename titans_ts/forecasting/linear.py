@@ -32,7 +32,7 @@ DOUBT = 0.05
 BLOCK_BYTES = 2**24
 OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
 PROFILE_NUMBERS = 2**22  # and what their profiles are made of: 32 MB
-JUDGED = 2048  # windows that choose between ways to fit, at most
+JUDGED = 2048  # validation windows that choose between ways to fit, at most
 GROUPS = 8  # groups of them, by which it is known how sure a choice is
 SURE = 2.0  # standard errors by which a gain must exceed nothing
 FEWEST = 4  # groups, and horizons of validation rows of all series, below which a gain says nothing
@@ -214,20 +214,24 @@ def fit_linear(
     random = np.random.default_rng(seed.randint(2**31) if isinstance(seed, np.random.RandomState) else seed)
     zero = np.zeros_like(lengths)
     chosen = draw(windows_between(panel, context, horizon, zero, ends), max_windows, random)
+    if next(blocks(chosen), None) is None:
+        raise DataError(
+            f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
+            f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
+        )
     checked = draw(windows_between(panel, context, horizon, ends, lengths), max_windows, random)
     judged = draw(checked, JUDGED, np.random.default_rng(0))
     rows = (lengths - ends)[lengths > ends]
     trials = Trials(judged, scales, ends, float(rows.mean()) / horizon if rows.size else 0.0)
     small = len(panel) > 1 and len(panel) * context * max(context, horizon) <= OWN_NUMBERS
-    penalty, losses = penalties[0], dict[float, float]()
+    losses: dict[float, float] = {}
     count = int(min(GROUPS, np.median(lengths) // (context + horizon)))
     if parts and not mix and count >= FEWEST:
         parts = [part for part in parts if small or part.pooling == math.inf]
         most = None if max_windows is None else max_windows // CROSSED
         mix, losses = crossed(panel, context, horizon, scales, parts, penalties, count, most)
-        penalty = calmest(losses)
     if mix:
-        best = averaged(chosen, scales, mix, penalty, losses)
+        best = averaged(chosen, scales, mix, calmest(losses) if losses else penalties[0], losses)
     else:
         poolings = [value for value in poolings if small or value == math.inf] or [math.inf]
         best = tried(chosen, scales, accumulate(checked, scales), trials, penalties, units, poolings, blends)
@@ -251,7 +255,7 @@ def tried(
     prefer."""
     paths = []
     for unit in units:
-        gram = learnt(chosen, scales, unit, own=min(poolings) < math.inf)
+        gram = accumulate(chosen, scales, unit, own=min(poolings) < math.inf)
         shared = Gram(gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True), gram.yy, gram.windows)
         weights = solve(shared.xx[0], shared.xy[0], penalties)
         penalty, losses = choose_penalty(weights, penalties, held)
@@ -280,13 +284,15 @@ def crossed(
 
     Every series is cut into `count` blocks of time, and each block is forecast by the maps of all windows without a
     target in it: so every season of the past judges, and maps that have not seen it are judged. `most` windows are
-    learnt from, about.
+    learnt from, about. There is nothing to say where windows are wholly observed in few blocks.
     """
     turns = in_turn(panel, context, horizon, count)
     every = -(-horizon // CROSSED_STEPS)
     held = [gathered(spread(windows, CROSSED_JUDGED // count), scales, every) for windows in turns[::2]]
+    if sum(len(series) > 0 for series, _, _ in held) < FEWEST:
+        return (), {}
     total = sum(windows.total for windows in turns)
-    learnt = [spread(windows, -(-windows.total * min(most or total, total) // max(total, 1))) for windows in turns]
+    learnt = [spread(windows, -(-windows.total * min(most or total, total) // total)) for windows in turns]
     seen = np.sum([windows.counts for windows in learnt], axis=0) > 0
     errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
     losses: dict[float, float] = {}
@@ -297,7 +303,7 @@ def crossed(
                 [np.square(contexts @ weights - targets).sum() for weights in solve(xx, xy, penalties)]
                 for (xx, xy), (_, contexts, targets) in zip(shared, held, strict=True)
             ]
-            size = max(sum(targets.size for _, _, targets in held), 1)
+            size = sum(targets.size for _, _, targets in held)
             losses = dict(zip(penalties, (np.sum(squares, axis=0) / size).tolist(), strict=True))
         penalty = calmest(losses)
         numbers = [number for number, part in enumerate(parts) if part.unit == unit]
@@ -376,7 +382,7 @@ def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: d
     weights = np.zeros((1 + len(panel) if single else 1, chosen.context, chosen.horizon))
     for unit in dict.fromkeys(part.unit for part, _ in mix):
         parts = [(part, share) for part, share in mix if part.unit == unit]
-        gram = learnt(chosen, scales, unit, own=any(part.pooling < math.inf for part, _ in parts))
+        gram = accumulate(chosen, scales, unit, own=any(part.pooling < math.inf for part, _ in parts))
         for part, share in parts:
             shared = share * nested(gram.xx.sum(0), gram.xy.sum(0), part.halvings, penalty)
             if part.pooling == math.inf:
@@ -386,18 +392,6 @@ def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: d
             for own, xx, xy in zip(weights[1:], *pooled(gram, part.pooling, panel.shares), strict=True):
                 own += share * nested(xx, xy, part.halvings, penalty)
     return LinearPath(weights, penalty, losses, ids=panel.ids if single else (), mix=mix)
-
-
-def learnt(windows: Windows, scales: Float, unit: Unit, *, own: bool) -> Gram:
-    """The Gram of the windows, of which there must be some."""
-    gram = accumulate(windows, scales, unit, own=own)
-    if not gram.windows:
-        panel, ends = windows.panel, windows.first + windows.counts + windows.horizon - 1
-        raise DataError(
-            f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
-            f"one row with {windows.horizon} observed targets after it. Fix: a shorter horizon, or longer series."
-        )
-    return gram
 
 
 def season_sums(windows: Windows, season: int) -> SeasonSums:
@@ -745,9 +739,10 @@ def centre(contexts: Float) -> tuple[Float, Float]:
 
 def only(windows: Windows, row: int | np.int64) -> Windows:
     """Those windows that are of this series."""
-    chosen = np.arange(windows.total) if windows.chosen is None else windows.chosen
-    offsets = offsets_of(windows.counts)
-    return windows._replace(chosen=chosen[(chosen >= offsets[row]) & (chosen < offsets[row + 1])])
+    begin, stop = offsets_of(windows.counts)[row : row + 2]
+    if windows.chosen is None:
+        return windows._replace(chosen=np.arange(begin, stop))
+    return windows._replace(chosen=windows.chosen[slice(*np.searchsorted(windows.chosen, [begin, stop]))])
 
 
 def standardised(windows: Windows, scales: Float, unit: Unit, every: int = 1) -> Iterator[tuple[Int, Float, Float]]:
