@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,15 +14,20 @@ from titans_ts.forecasting.baselines import Ridge, SeasonalNaive, validation_end
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.linear import (
     PENALTIES,
+    Part,
     Trials,
+    accumulate,
+    all_but_one,
     apply_linear,
     blocks,
     centre,
     draw,
     fit_linear,
+    in_turn,
     pace,
     places,
     series_scales,
+    shares_of,
     solve,
     spread,
     surely_less,
@@ -447,6 +453,102 @@ def test_a_blended_path_forecasts_scaled_and_shifted_data_alike():
     np.testing.assert_allclose(
         apply_linear(path, 3 * contexts + 7, maps), 3 * apply_linear(path, contexts, maps) + 7, atol=1e-9
     )
+
+
+# The average of parts
+
+PARTS = (Part(), Part(halvings=1), Part("window"), Part("series", 0.02))
+
+
+def test_blocks_are_forecast_by_exactly_the_windows_without_a_target_in_them():
+    panel, scales = two_worlds(100), np.array([1.0, 2.0, 3.0, 4.0])
+    grams = [accumulate(windows, scales) for windows in in_turn(panel, 8, 3, 4)]
+    for block, (xx, xy) in enumerate(all_but_one(grams)):
+        begin, stop = np.full(4, 25 * block), np.full(4, 25 * block + 25)
+        before = accumulate(windows_between(panel, 8, 3, 0 * begin, begin), scales)
+        after = accumulate(windows_between(panel, 8, 3, stop, panel.lengths), scales)
+        np.testing.assert_allclose(xx, (before.xx + after.xx)[0], rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(xy, (before.xy + after.xy)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_an_average_gains_what_it_can_and_is_the_first_map_where_blocks_disagree():
+    half = np.array([[1.0, 0.5], [0.5, 1.0]])
+    np.testing.assert_allclose(shares_of(np.stack([half] * 4)), [0.5, 0.5], atol=1e-6)
+    better = np.array([[1.0, 0.9], [0.9, 0.5]])
+    np.testing.assert_allclose(shares_of(np.stack([better] * 4)), [0.0, 1.0], atol=1e-3)
+    lucky = np.stack([np.array([[1.0, 0.3], [0.3, 0.2]])] + [np.array([[1.0, 1.1], [1.1, 1.3]])] * 5)
+    np.testing.assert_allclose(shares_of(lucky), [1.0, 0.0], atol=1e-6)
+    least = np.array([[1.0, 0.7, 0.8], [0.7, 0.9, 0.6], [0.8, 0.6, 1.1]])
+    shares = shares_of(np.stack([least] * 4))
+    slope = least @ shares
+    np.testing.assert_allclose(slope[shares > 1e-3], slope.min(), rtol=1e-6)
+
+
+def test_long_series_that_differ_have_maps_of_their_own_and_those_alike_share_one():
+    differ = fit_linear(two_worlds(600), 8, 2, train_ends=np.full(4, 500), parts=PARTS)
+    shares = dict(differ.mix)
+    assert shares[Part("series", 0.02)] > 0.8
+    assert sum(shares.values()) == pytest.approx(1)
+    assert min(shares.values()) >= 0.01
+    assert differ.ids == (0, 1, 2, 3)
+    assert min(differ.losses, key=differ.losses.get) <= differ.penalty
+    random = np.random.default_rng(0)
+    alike = read(np.sin(np.arange(150)[:, None] * 0.9 + np.arange(12)) + random.normal(size=(150, 12)))[0]
+    shares = dict(fit_linear(alike, 12, 4, train_ends=np.full(12, 120), parts=(Part(), Part("series", 0.02))).mix)
+    assert shares[Part()] > 0.7
+
+
+def test_short_series_are_judged_on_their_validation_rows_alone():
+    panel = two_worlds(39)  # fewer than four contexts and horizons
+    path = fit_linear(panel, 8, 2, train_ends=np.full(4, 30), parts=PARTS)
+    assert path.mix == ()
+    np.testing.assert_array_equal(path.weights, fit_linear(panel, 8, 2, train_ends=np.full(4, 30)).weights)
+
+
+def test_series_with_too_few_whole_windows_to_judge_by_keep_to_their_validation_rows():
+    panel = two_worlds(60)
+    values = panel.values.copy()
+    values[np.arange(240) % 60 % 5 == 0] = np.nan
+    values.reshape(4, 60)[:, :15:5] = 0.0  # wholly observed targets in the first of six blocks alone
+    path = fit_linear(replace(panel, values=values), 5, 5, train_ends=np.full(4, 50), parts=PARTS)
+    assert path.mix == ()
+
+
+def test_an_averaged_path_is_the_average_of_its_parts():
+    panel, contexts = two_worlds(), np.random.default_rng(0).normal(size=(5, 8))
+    fit, rows = partial(fit_linear, panel, 8, 3, penalties=(1e-2,)), np.arange(5)
+    alone = [
+        fit(),
+        fit(blends=((0.0, 1.0),)),
+        fit(units=("window",)),
+        fit(poolings=(0.02,)),
+        fit(units=("window",), poolings=(2.0,), blends=((0.0, 0.0, 1.0),)),
+    ]
+    mix = tuple(zip((*PARTS, Part("window", 2.0, 2)), (0.1, 0.2, 0.3, 0.15, 0.25), strict=True))
+    expected = sum(share * apply_linear(path, contexts, rows) for path, (_, share) in zip(alone, mix, strict=True))
+    path = fit(mix=mix)
+    assert path.mix == mix
+    np.testing.assert_allclose(apply_linear(path, contexts, rows), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_come_from_training_rows_whatever_judges_the_parts():
+    panel, ends = two_worlds(), np.full(4, 250)
+    path = fit_linear(panel, 8, 2, train_ends=ends, parts=PARTS)
+    known = fit_linear(panel.head(ends), 8, 2, penalties=(path.penalty,), mix=path.mix)
+    np.testing.assert_allclose(path.weights, known.weights, rtol=1e-9, atol=1e-12)
+
+
+def test_the_order_of_the_series_and_their_units_do_not_change_an_averaged_path():
+    panel, ends, order = two_worlds(), np.full(4, 250), [2, 0, 3, 1]
+    path = fit_linear(panel, 8, 2, train_ends=ends, parts=PARTS)
+    other = fit_linear(panel.select(order), 8, 2, train_ends=ends, parts=PARTS)
+    np.testing.assert_allclose(other.weights[1:], path.weights[1:][order], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(other.weights[0], path.weights[0], rtol=1e-9, atol=1e-12)
+    scaled = fit_linear(replace(panel, values=1000 * panel.values - 7), 8, 2, train_ends=ends, parts=PARTS)
+    np.testing.assert_allclose(scaled.weights, path.weights, rtol=1e-7, atol=1e-9)
+    contexts = np.random.default_rng(0).normal(size=(5, 8))
+    one = apply_linear(path, contexts, np.arange(5))
+    np.testing.assert_allclose(apply_linear(path, 3 * contexts + 7, np.arange(5)), 3 * one + 7, atol=1e-9)
 
 
 def test_single_maps_that_would_hold_too_much_are_not_made(monkeypatch):

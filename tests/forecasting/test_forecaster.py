@@ -1244,3 +1244,15 @@ def test_training_rows_of_long_series_tell_too_how_wide_intervals_are(length, to
         assert 0.2 < widths[0] / widths[1] < 0.8
     else:
         assert widths[0] == widths[1]
+
+
+def test_the_parts_of_the_linear_path_are_learnt_again_saved_and_loaded(tmp_path):
+    y = np.sin(np.arange(400)[:, None] / np.array([2.0, 3.0])) + np.random.default_rng(0).normal(size=(400, 2)) / 3
+    forecaster = make(train=LINEAR).fit(y)
+    path = forecaster.linear_
+    assert sum(share for _, share in path.mix) == pytest.approx(1)
+    assert path.losses
+    forecaster.save(tmp_path / "model")
+    loaded = TitansForecaster.load(tmp_path / "model")
+    assert loaded.linear_.mix == path.mix
+    np.testing.assert_array_equal(loaded.predict(), forecaster.predict())

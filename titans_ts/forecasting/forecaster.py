@@ -58,6 +58,8 @@ from .linear import (
     JUDGED,
     SHARES,
     LinearPath,
+    Part,
+    Unit,
     apply_linear,
     cut,
     fit_linear,
@@ -80,6 +82,9 @@ LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates"
 POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
 BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
+# what the linear path of long series is an average of instead
+UNITS: tuple[Unit, ...] = ("series", "window")
+PARTS = (*(Part(unit, math.inf, halvings) for unit in UNITS for halvings in range(3)), Part("series", 0.02))
 
 
 class PanelState(NamedTuple):
@@ -323,7 +328,7 @@ class TitansForecaster(PanelForecaster):
             seed=seed,
         )
         path = linear_fit(
-            panel, train_ends=ends, units=("series", "window"), poolings=POOLINGS, blends=BLENDS, shares=SHARES
+            panel, train_ends=ends, units=UNITS, poolings=POOLINGS, blends=BLENDS, shares=SHARES, parts=PARTS
         )
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
@@ -408,6 +413,7 @@ class TitansForecaster(PanelForecaster):
                 poolings=(path.pooling,),
                 blends=(path.blend,),
                 shares=(path.share,),
+                mix=path.mix,
             )
             path = replace(whole, losses=path.losses)
             if covariates is not None and beside is not None:
@@ -756,6 +762,9 @@ def _linear_to_json(path: LinearPath) -> dict[str, Any]:
         "unit": path.unit,
         "pooling": pooling,
         "blend": path.blend,
+        "mix": [
+            [part.unit, None if part.pooling == math.inf else part.pooling, part.halvings, s] for part, s in path.mix
+        ],
         "share": path.share,
         "ids": ids_to_json(path.ids),
     }
@@ -765,6 +774,7 @@ def _linear_from_json(saved: dict[str, Any], tensors: dict[str, Tensor]) -> Line
     pooling = math.inf if saved["pooling"] is None else saved["pooling"]
     ids = tuple(id_from_json(name) for name in saved["ids"])
     profile = tensors["profile"].numpy() if "profile" in tensors else None
+    mix = tuple((Part(unit, math.inf if to is None else to, halved), s) for unit, to, halved, s in saved["mix"])
     return LinearPath(
         weights=tensors["linear"].numpy(),
         penalty=saved["penalty"],
@@ -775,6 +785,7 @@ def _linear_from_json(saved: dict[str, Any], tensors: dict[str, Tensor]) -> Line
         ids=ids,
         share=saved["share"],
         profile=profile,
+        mix=mix,
     )
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -38,11 +39,27 @@ FEWEST = 4  # groups, and horizons of validation rows of all series, below which
 # of what the maps leave over at every place of the season in the past: much of it was that year's
 SHARES = (0.3, 0.0, 0.5, 0.7)
 SEASONS = 100.0  # after which a place of the season has half of that share: few say little
+CROSSED_JUDGED, CROSSED_STEPS = 8192, 120  # windows, and steps of the horizon, that say what a path is averaged of
+CROSSED = 2  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
+LEAST = 0.01  # share below which a part is left out
+ROUNDS, RATE = 2000, 2.0  # steps that find the shares, and how far one goes
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
 # for every map, and least squares would otherwise listen to little else.
 Unit: TypeAlias = Literal["series", "window"]
+
+
+class Part(NamedTuple):
+    """One way to fit a map: what errors are measured in, how strongly the maps of single series are drawn to the shared
+    one (infinite: there are none), and how often the context is halved before, so that its last rows are left."""
+
+    unit: Unit = "series"
+    pooling: float = math.inf
+    halvings: int = 0
+
+
+Mix: TypeAlias = tuple[tuple[Part, float], ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,8 @@ class LinearPath:
     the mean squared error of every penalty tried on the validation rows, each series in units of its own scale; it is
     empty when there were none. `unit` is what errors were measured in, `pooling` how strongly single maps are drawn to
     the shared one (infinite: there are none), and `blend` the shares of the maps of the whole context, its later half,
-    its last quarter, and so on.
+    its last quarter, and so on. A path that was averaged of parts, since its series are long, has them and their shares
+    in `mix`, and its `losses` are those of the shared map in blocks of the past.
     """
 
     weights: Float
@@ -68,6 +86,7 @@ class LinearPath:
     ids: tuple[Hashable, ...] = ()
     share: float = 0.0
     profile: Float | None = None
+    mix: Mix = ()
 
     @property
     def season(self) -> int:
@@ -155,6 +174,8 @@ def fit_linear(
     blends: Sequence[tuple[float, ...]] = ((1.0,),),
     season: int = 1,
     shares: Sequence[float] = (0.0,),
+    parts: Sequence[Part] = (),
+    mix: Mix = (),
     seed: int | np.random.RandomState | None = None,
 ) -> LinearPath:
     """The ridge map of all windows whose targets end by `train_ends[i]` (an exclusive row of series i; None:
@@ -174,6 +195,10 @@ def fit_linear(
     units, poolings, blends and shares the first is taken unless the validation windows are sure of another, by squared
     and absolute error together (`Trials`): their order matters.
 
+    parts: in long series, what the path is averaged of instead, with shares found in blocks of the whole past, the
+    first part being what they are measured by (`crossed`); units, poolings and blends are left alone then. mix: parts
+    and shares that are known.
+
     >>> from titans_ts.forecasting.clock import CountClock
     >>> steps = np.arange(100)
     >>> panel = Panel(np.sin(steps), np.array([0, 100]), ("wave",), steps[-1:], steps[:1], CountClock())
@@ -189,37 +214,184 @@ def fit_linear(
     random = np.random.default_rng(seed.randint(2**31) if isinstance(seed, np.random.RandomState) else seed)
     zero = np.zeros_like(lengths)
     chosen = draw(windows_between(panel, context, horizon, zero, ends), max_windows, random)
+    if next(blocks(chosen), None) is None:
+        raise DataError(
+            f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
+            f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
+        )
     checked = draw(windows_between(panel, context, horizon, ends, lengths), max_windows, random)
     judged = draw(checked, JUDGED, np.random.default_rng(0))
-    held = accumulate(checked, scales)
-    small = len(panel) * context * max(context, horizon) <= OWN_NUMBERS
-    single = [value for value in poolings if value < math.inf] if small and len(panel) > 1 else []
     rows = (lengths - ends)[lengths > ends]
-    trials, paths = Trials(judged, scales, ends, float(rows.mean()) / horizon if rows.size else 0.0), []
+    trials = Trials(judged, scales, ends, float(rows.mean()) / horizon if rows.size else 0.0)
+    small = len(panel) > 1 and len(panel) * context * max(context, horizon) <= OWN_NUMBERS
+    losses: dict[float, float] = {}
+    count = int(min(GROUPS, np.median(lengths) // (context + horizon)))
+    if parts and not mix and count >= FEWEST:
+        parts = [part for part in parts if small or part.pooling == math.inf]
+        most = None if max_windows is None else max_windows // CROSSED
+        mix, losses = crossed(panel, context, horizon, scales, parts, penalties, count, most)
+    if mix:
+        best = averaged(chosen, scales, mix, calmest(losses) if losses else penalties[0], losses)
+    else:
+        poolings = [value for value in poolings if small or value == math.inf] or [math.inf]
+        best = tried(chosen, scales, accumulate(checked, scales), trials, penalties, units, poolings, blends)
+    if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > PROFILE_NUMBERS:
+        return best
+    sums = season_sums(chosen, season)
+    return trials.best(with_profile(best, sums, share, panel.ids) for share in shares)
+
+
+def tried(
+    chosen: Windows,
+    scales: Float,
+    held: Gram,
+    trials: Trials,
+    penalties: Sequence[float],
+    units: Sequence[Unit],
+    poolings: Sequence[float],
+    blends: Sequence[tuple[float, ...]],
+) -> LinearPath:
+    """The path with the penalty of least error on held-out windows, and the unit, pooling and blend that the trials
+    prefer."""
+    paths = []
     for unit in units:
-        gram = accumulate(chosen, scales, unit, own=bool(single))
-        if not gram.windows:
-            raise DataError(
-                f"series {panel.ids[0]!r} has {int(ends[0])} training rows, and no series ({shorten(panel.ids)}) has "
-                f"one row with {horizon} observed targets after it. Fix: a shorter horizon, or longer series."
-            )
+        gram = accumulate(chosen, scales, unit, own=min(poolings) < math.inf)
         shared = Gram(gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True), gram.yy, gram.windows)
         weights = solve(shared.xx[0], shared.xy[0], penalties)
         penalty, losses = choose_penalty(weights, penalties, held)
         plain = LinearPath(weights[list(penalties).index(penalty)][None], penalty, losses, unit)
 
         def fitted(pooling: float, gram: Gram = gram, plain: LinearPath = plain) -> LinearPath:
-            return plain if pooling == math.inf else with_own_maps(plain, gram, pooling, panel)
+            return plain if pooling == math.inf else with_own_maps(plain, gram, pooling, chosen.panel)
 
-        path = trials.best(
-            fitted(pooling) for pooling in [p for p in poolings if p in single or p == math.inf] or [math.inf]
-        )
+        path = trials.best(fitted(pooling) for pooling in poolings)
         paths.append(blended(path, gram if len(path.weights) > 1 else shared, blends, trials))
-    best = trials.best(paths)
-    if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > PROFILE_NUMBERS:
-        return best
-    sums = season_sums(chosen, season)
-    return trials.best(with_profile(best, sums, share, panel.ids) for share in shares)
+    return trials.best(paths)
+
+
+def crossed(
+    panel: Panel,
+    context: int,
+    horizon: int,
+    scales: Float,
+    parts: Sequence[Part],
+    penalties: Sequence[float],
+    count: int,
+    most: int | None = None,
+) -> tuple[Mix, dict[float, float]]:
+    """What a path is best averaged of, and the mean squared error of the first part at every penalty, each series in
+    units of its own scale.
+
+    Every series is cut into `count` blocks of time, and each block is forecast by the maps of all windows without a
+    target in it: so every season of the past judges, and maps that have not seen it are judged. `most` windows are
+    learnt from, about. There is nothing to say where windows are wholly observed in few blocks.
+    """
+    turns = in_turn(panel, context, horizon, count)
+    every = -(-horizon // CROSSED_STEPS)
+    held = [gathered(spread(windows, CROSSED_JUDGED // count), scales, every) for windows in turns[::2]]
+    if sum(len(series) > 0 for series, _, _ in held) < FEWEST:
+        return (), {}
+    total = sum(windows.total for windows in turns)
+    learnt = [spread(windows, -(-windows.total * min(most or total, total) // total)) for windows in turns]
+    seen = np.sum([windows.counts for windows in learnt], axis=0) > 0
+    errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
+    losses: dict[float, float] = {}
+    for unit in dict.fromkeys(part.unit for part in parts):
+        shared = all_but_one(accumulate(windows, scales, unit, every=every) for windows in learnt)
+        if not losses:
+            squares = [
+                [np.square(contexts @ weights - targets).sum() for weights in solve(xx, xy, penalties)]
+                for (xx, xy), (_, contexts, targets) in zip(shared, held, strict=True)
+            ]
+            size = sum(targets.size for _, _, targets in held)
+            losses = dict(zip(penalties, (np.sum(squares, axis=0) / size).tolist(), strict=True))
+        penalty = calmest(losses)
+        numbers = [number for number, part in enumerate(parts) if part.unit == unit]
+        for number in (n for n in numbers if parts[n].pooling == math.inf):
+            for (xx, xy), (_, contexts, _), error in zip(shared, held, errors, strict=True):
+                error[number] += contexts @ nested(xx, xy, parts[number].halvings, penalty)
+        numbers = [number for number in numbers if parts[number].pooling < math.inf]
+        for row in np.flatnonzero(seen) if numbers else ():
+            own = all_but_one(accumulate(only(windows, row), scales, unit, every=every) for windows in learnt)
+            for (xx, xy), (all_xx, all_xy), (series, contexts, _), error in zip(own, shared, held, errors, strict=True):
+                here = series == row
+                for number in numbers if here.any() else ():
+                    part, share = parts[number], parts[number].pooling / panel.shares[seen].sum()
+                    own_xx, own_xy = xx / panel.shares[row] + share * all_xx, xy / panel.shares[row] + share * all_xy
+                    error[number, here] += contexts[here] @ nested(own_xx, own_xy, part.halvings, penalty)
+    products = [np.tensordot(error, error, ((1, 2), (1, 2))) for error in errors if error.size]
+    found = shares_of(np.stack([each / max(each[0, 0], 1e-300) for each in products]))
+    kept = found * (found >= LEAST)
+    return tuple((part, float(s)) for part, s in zip(parts, kept / kept.sum(), strict=True) if s), losses
+
+
+def in_turn(panel: Panel, context: int, horizon: int, count: int) -> list[Windows]:
+    """The windows with all targets in the first of `count` blocks of time of every series, those that reach from it
+    into the second, those of the second, and so on."""
+    edges = list((panel.lengths[:, None] * np.arange(count + 1) // count).T)
+    inside = [windows_between(panel, context, horizon, begin, stop) for begin, stop in pairwise(edges)]
+    over = [windows_between(panel, context, horizon, e - horizon + 1, e + horizon - 1) for e in edges[1:]]
+    return [*chain(*zip(inside, over, strict=True))][:-1]
+
+
+def all_but_one(grams: Iterable[Gram]) -> list[tuple[Float, Float]]:
+    """`X'X` and `X'Y` of all windows without a target in a block, for every block, from the Grams of the first block,
+    of the windows that reach from it into the second, of the second block, and so on."""
+    total = last = np.zeros(())
+    sums: list[Float] = []
+    for number, gram in enumerate(grams):
+        one = np.concatenate([gram.xx[0], gram.xy[0]], axis=1)
+        total = total + one
+        if number % 2:
+            sums[-1] += one
+            last = one
+        else:
+            sums.append(one + last)
+    for each in sums:
+        np.subtract(total, each, out=each)
+    return [(each[:, : len(each)], each[:, len(each) :]) for each in sums]
+
+
+def shares_of(products: Float) -> Float:
+    """The shares `[C]`, none below 0 and 1 together, of C maps in an average that errs less than the first map, given
+    the mean products of their errors in K blocks `[K, C, C]`.
+
+    Those of the least error on average over the blocks, and then as much of the way there from the first map alone as
+    makes this mean and one standard error of it least: what all blocks gain by is taken whole.
+
+    >>> same, other = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.9], [0.9, 2.0]]
+    >>> shares_of(np.array([same, same])).round(2).tolist(), shares_of(np.array([same, other])).round(2).tolist()
+    ([0.5, 0.5], [0.91, 0.09])
+    """
+    mean, first = products.mean(axis=0), np.eye(products.shape[1])[0]
+    shares = np.full(len(mean), 1 / len(mean))
+    for _ in range(ROUNDS):
+        slope = mean @ shares
+        shares = shares * np.exp(RATE * (slope.min() - slope))
+        shares /= shares.sum()
+    ways = first + np.linspace(0, 1, 21)[:, None] * (shares - first)
+    losses = np.einsum("wi,kij,wj->wk", ways, products, ways)
+    doubt = losses.std(axis=1, ddof=1) / len(products) ** 0.5
+    way: Float = ways[np.argmin(losses.mean(axis=1) + doubt)]
+    return way
+
+
+def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: dict[float, float]) -> LinearPath:
+    """The path that is the average of these parts, a series without windows having what all share."""
+    panel, single = chosen.panel, any(part.pooling < math.inf for part, _ in mix)
+    weights = np.zeros((1 + len(panel) if single else 1, chosen.context, chosen.horizon))
+    for unit in dict.fromkeys(part.unit for part, _ in mix):
+        parts = [(part, share) for part, share in mix if part.unit == unit]
+        gram = accumulate(chosen, scales, unit, own=any(part.pooling < math.inf for part, _ in parts))
+        for part, share in parts:
+            shared = share * nested(gram.xx.sum(0), gram.xy.sum(0), part.halvings, penalty)
+            if part.pooling == math.inf:
+                weights += shared
+                continue
+            weights[0] += shared
+            for own, xx, xy in zip(weights[1:], *pooled(gram, part.pooling, panel.shares), strict=True):
+                own += share * nested(xx, xy, part.halvings, penalty)
+    return LinearPath(weights, penalty, losses, ids=panel.ids if single else (), mix=mix)
 
 
 def season_sums(windows: Windows, season: int) -> SeasonSums:
@@ -260,10 +432,16 @@ def choose_penalty(weights: list[Float], penalties: Sequence[float], held: Gram)
     if not held.windows:
         return min(penalties, key=lambda penalty: abs(np.log(penalty / DEFAULT_PENALTY))), {}
     squares = [held.yy - 2 * np.vdot(w, held.xy[0]) + np.vdot(w, held.xx[0] @ w) for w in weights]
-    least = min(squares) + INDIFFERENCE * abs(min(squares))  # a perfect fit may round below 0
-    best = max(penalty for penalty, square in zip(penalties, squares, strict=True) if square <= least)
     count = held.windows * held.xy.shape[2]
-    return best, {p: float(s) / count for p, s in zip(penalties, squares, strict=True)}
+    losses = {p: float(s) / count for p, s in zip(penalties, squares, strict=True)}
+    return calmest(losses), losses
+
+
+def calmest(losses: dict[float, float]) -> float:
+    """The penalty of the least loss, or the largest that loses as little but for a thousandth."""
+    least = min(losses.values())
+    least += INDIFFERENCE * abs(least)  # a perfect fit may round below 0
+    return max(penalty for penalty, loss in losses.items() if loss <= least)
 
 
 def with_own_maps(path: LinearPath, gram: Gram, pooling: float, panel: Panel) -> LinearPath:
@@ -283,34 +461,39 @@ def pooled(gram: Gram, pooling: float, shares: Float) -> tuple[Float, Float]:
 
 
 def blended(path: LinearPath, gram: Gram, blends: Sequence[tuple[float, ...]], trials: Trials) -> LinearPath:
-    """The path averaged with those of the later half of the context, its last quarter, ..., by the best of `blends`.
-
-    A map of a shorter context is a map of the whole one whose first rows are zero, and which takes the mean of fewer
-    rows: in sums over windows, `X'X` becomes `C X'X C` and `X'Y` becomes `C (X'Y - X'X m 1')`, where C takes out the
-    mean of the shorter context and m = 1 / length.
-    """
+    """The path averaged with those of the later half of the context, its last quarter, ..., by the best of `blends`."""
     if max(map(len, blends)) == 1:
         return path
     xx, xy = gram.xx.sum(0, keepdims=True), gram.xy.sum(0, keepdims=True)
     if len(path.weights) > 1:
         single = pooled(gram, path.pooling, trials.windows.panel.shares)
         xx, xy = (np.concatenate(parts) for parts in zip((xx, xy), single, strict=True))
-    length, parts = path.context_length, []
-    for halvings in range(max(map(len, blends))):
-        size = max(length >> halvings, 1)
-        weights = np.zeros_like(path.weights)
-        for place in range(len(weights)):
-            own = path.weights[place]
-            if halvings:
-                part = xx[place, -size:, -size:]
-                left = xy[place, -size:] - part.mean(1, keepdims=True)
-                part = part - part.mean(0) - part.mean(1, keepdims=True) + part.mean()
-                own = solve(part, left - left.mean(0), (path.penalty,))[0]
-            weights[place, -size:] = own + (1 - own.sum(0)) / size
-        parts.append(replace(path, weights=weights))
+    parts = [path]
+    for halvings in range(1, max(map(len, blends))):
+        maps = [nested(*sums, halvings, path.penalty) for sums in zip(xx, xy, strict=True)]
+        parts.append(replace(path, weights=np.stack(maps)))
     blend = trials.best_blend(parts, blends)
     weights = sum((share * part.weights for share, part in zip(blend, parts, strict=True)), np.zeros(()))
     return replace(path, weights=weights, blend=blend)
+
+
+def nested(xx: Float, xy: Float, halvings: int, penalty: float) -> Float:
+    """The map `[L, H]` of a context that is halved so often.
+
+    A map of a shorter context is a map of the whole one whose first rows are zero, and which takes the mean of fewer
+    rows: in sums over windows, `X'X` becomes `C X'X C` and `X'Y` becomes `C (X'Y - X'X m 1')`, where C takes out the
+    mean of the shorter context and m = 1 / length.
+    """
+    if not halvings:
+        return solve(xx, xy, (penalty,))[0]
+    size = max(len(xx) >> halvings, 1)
+    part = xx[-size:, -size:]
+    left = xy[-size:] - part.mean(1, keepdims=True)
+    part = part - part.mean(0) - part.mean(1, keepdims=True) + part.mean()
+    own = solve(part, left - left.mean(0), (penalty,))[0]
+    weights = np.zeros_like(xy)
+    weights[-size:] = own + (1 - own.sum(0)) / size
+    return weights
 
 
 class Trials:
@@ -554,18 +737,40 @@ def centre(contexts: Float) -> tuple[Float, Float]:
     return np.where(last < 0, 0.0, filled - mean[:, None]), mean
 
 
-def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False) -> Gram:
-    """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
-    time; `own` keeps the series apart."""
-    length, horizon, shares = windows.context, windows.horizon, windows.panel.shares
-    maps = len(windows.panel) if own else 1
-    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, horizon)), 0.0, 0.0
+def only(windows: Windows, row: int | np.int64) -> Windows:
+    """Those windows that are of this series."""
+    begin, stop = offsets_of(windows.counts)[row : row + 2]
+    if windows.chosen is None:
+        return windows._replace(chosen=np.arange(begin, stop))
+    return windows._replace(chosen=windows.chosen[slice(*np.searchsorted(windows.chosen, [begin, stop]))])
+
+
+def standardised(windows: Windows, scales: Float, unit: Unit, every: int = 1) -> Iterator[tuple[Int, Float, Float]]:
+    """Of which series some windows are, and their contexts and targets (the first and every so-manieth after it)
+    without the means of the contexts, in units of each series' scale `[N]` or of each window's own and as heavy as the
+    series, block after block."""
     for _, series, _, contexts, targets in blocks(windows):
-        x, mean = centre(contexts)
+        centred, mean = centre(contexts)
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
-        size = size / np.sqrt(shares[series])
-        x = x / size[:, None]
-        y = (targets - mean[:, None]) / size[:, None]
+        size = (size / np.sqrt(windows.panel.shares[series]))[:, None]
+        yield series, centred / size, (targets[:, ::every] - mean[:, None]) / size
+
+
+def gathered(windows: Windows, scales: Float, every: int) -> tuple[Int, Float, Float]:
+    """All windows at once: of which series `[W]`, contexts `[W, L]` and every so-manieth target as `standardised` has
+    them."""
+    empty = np.zeros(0, dtype=np.int64), np.zeros((0, windows.context)), np.zeros((0, windows.horizon))[:, ::every]
+    series, contexts, targets = zip(empty, *standardised(windows, scales, "series", every), strict=True)
+    return np.concatenate(series), np.concatenate(contexts), np.concatenate(targets)
+
+
+def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False, every: int = 1) -> Gram:
+    """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
+    time; `own` keeps the series apart, and `every` takes the first target and every so-manieth after it."""
+    length, shares = windows.context, windows.panel.shares
+    maps, steps = len(windows.panel) if own else 1, -(-windows.horizon // every)
+    xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, steps)), 0.0, 0.0
+    for series, x, y in standardised(windows, scales, unit, every):
         cuts = np.flatnonzero(np.diff(series)) + 1 if own else series[:0]  # windows come series by series
         for begin, end in zip([0, *cuts], [*cuts, len(x)], strict=True):
             place = series[begin] if own else 0
