@@ -5,7 +5,7 @@ Axes: N series, W windows, F future step, Q quantile level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
@@ -237,6 +237,7 @@ def calibrate(
     # There are heads in the later windows alone: they are as wide as these want it, and then narrower by what these
     # are more restless than all windows.
     around, scale = around_median(head[later], levels), scale[later]
+    del head  # as large as `around`
     errors, unit = errors[: len(later)], unit[: len(later)]
     offsets = unit[:, None, None] * table
     restless = 1.0 if earlier is None else covering(errors, offsets, levels)
@@ -251,7 +252,9 @@ def calibrate(
     best = min(
         PARTS,
         key=lambda part: pinball(
-            errors / scale[:, None], (part * width * around + (1 - part) * cross) / scale[:, None, None], levels
+            errors / scale[:, None],
+            ((part * width * around[..., q] + (1 - part) * cross[..., q]) / scale[:, None] for q in range(len(levels))),
+            levels,
         ),
     )
     both = covering(errors, best * width * around + (1 - best) * restless * offsets, levels) if best else 1.0
@@ -392,12 +395,11 @@ def error_table(errors: Float, unit: Float, levels: tuple[float, ...]) -> Float:
     return table
 
 
-def pinball(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
-    """The mean quantile loss of offsets `[W, F, Q]` around a forecast that erred by `[W, F]`.
+def pinball(errors: Float, offsets: Iterable[Float], levels: tuple[float, ...]) -> float:
+    """The mean quantile loss of offsets `[W, F]`, one for each level, around a forecast that erred by `[W, F]`.
 
-    >>> pinball(np.array([[2.0]]), np.array([[[0.0]]]), (0.5,))
+    >>> pinball(np.array([[2.0]]), [np.array([[0.0]])], (0.5,))
     1.0
     """
-    at = np.asarray(levels)
-    gap = errors[..., None] - offsets
-    return float(np.nanmean(np.maximum(at * gap, (at - 1) * gap)))
+    gaps = ((level, errors - offset) for level, offset in zip(levels, offsets, strict=True))
+    return sum(float(np.nanmean(np.maximum(level * gap, (level - 1) * gap))) for level, gap in gaps) / len(levels)

@@ -673,8 +673,9 @@ def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: 
 
 def said_by_model(batch: Batch, weight: float) -> Said:
     """Forecasts of the model, with this weight of its correction."""
-    base, shift, offsets, scale, truth, _, _, _ = (part.double().cpu().numpy() for part in batch)
-    series, origins = batch.series.cpu().numpy(), batch.origin.cpu().numpy()
+    numbers = (batch.base, batch.shift, batch.scale, batch.truth)
+    base, shift, scale, truth = (part.double().cpu().numpy() for part in numbers)
+    series, origins, offsets = (part.cpu().numpy() for part in (batch.series, batch.origin, batch.offsets))
     return Said(series, origins, truth, base + weight * scale[:, None] * shift, scale[:, None, None] * offsets, scale)
 
 
