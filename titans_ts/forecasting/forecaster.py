@@ -68,7 +68,7 @@ from .linear import (
     windows_between,
 )
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
-from .training import Batch, Rows, TrainConfig, train
+from .training import Batch, Rows, TrainConfig, give_back, train
 
 _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
@@ -348,6 +348,7 @@ class TitansForecaster(PanelForecaster):
                 time_limit=self.time_limit,
                 verbose=self.verbose,
             )
+        give_back()
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
