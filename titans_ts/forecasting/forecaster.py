@@ -458,7 +458,7 @@ class TitansForecaster(PanelForecaster):
             main = main + self.covariates_.left_over(part.covariates, windows)
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
-        head = scale[..., None] * said.offsets.double().cpu().numpy()
+        head = scale[..., None] * said.offsets.cpu().numpy()
         fading, ripe = self.fading_.ahead(part.fading, self.horizon)
         place = part.fading.own.cpu().numpy()
         mean, median, quantiles = self.calibration_.forecast(
