@@ -21,9 +21,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from titans_ts.benchmark.memory import give_back, held_mib
+from titans_ts.benchmark.memory import held_mib
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.state import leaves
+from titans_ts.forecasting.training import give_back
 from titans_ts.models.backbone import Backbone
 from titans_ts.models.blocks import memory_of
 from titans_ts.models.config import VARIANTS, BackboneConfig, preset

@@ -10,8 +10,6 @@ B row, T time, D model, H head, K key.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import platform
 import sys
@@ -30,6 +28,7 @@ from ..core.ops.chunked import chunked
 from ..core.ops.contract import Rule, Tokens
 from ..core.ops.exact_linear import exact_linear
 from ..core.state import MemoryState
+from ..forecasting.training import give_back
 from .runs import in_own_process
 
 PEER = "titans-pytorch==0.5.5"
@@ -198,15 +197,6 @@ def held_mib(name: str) -> float:
     except OSError:
         return float("nan")
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
-
-
-def give_back() -> None:
-    """Hand what is freed but kept by the allocator back to the system, where it can be asked to (glibc).
-
-    >>> give_back()
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Peak:

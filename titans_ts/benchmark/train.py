@@ -24,9 +24,9 @@ import torch
 
 from ..data import describe
 from ..forecasting.forecaster import TitansForecaster
-from ..forecasting.training import TrainConfig
+from ..forecasting.training import TrainConfig, give_back
 from . import ltsf
-from .memory import give_back, held_mib
+from .memory import held_mib
 from .neural import fit_peer, import_peers, say_peer
 from .runs import Cost, Score, commit, in_own_process, write_json
 

@@ -5,7 +5,7 @@ Axes: N series, W windows, F future step, P places of the season, Q quantile lev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
@@ -276,6 +276,7 @@ def calibrate(
     # are more restless than all windows.
     later = np.flatnonzero(telling[: len(head)])
     around, scale = around_median(head[later], levels), scale[later]
+    del head  # as large as `around`
     errors, whole, unit, place = errors[later], whole[later], unit[later], place[later]
     offsets = whole[..., None] * table
     restless = 1.0 if earlier is None else covering(errors, offsets, levels)
@@ -292,7 +293,9 @@ def calibrate(
     best = min(
         PARTS,
         key=lambda part: pinball(
-            errors / scale[:, None], (part * width * around + (1 - part) * cross) / scale[:, None, None], levels
+            errors / scale[:, None],
+            ((part * width * around[..., q] + (1 - part) * cross[..., q]) / scale[:, None] for q in range(len(levels))),
+            levels,
         ),
     )
     both = covering(errors, best * width * around + (1 - best) * restless * offsets, levels) if best else 1.0
@@ -377,7 +380,7 @@ def not_worse(truth: Float, point: Float, bounds: Float, scale: Float) -> bool:
 def covering_table(errors: Float, unit: Float, levels: tuple[float, ...]) -> Float:
     """`error_table`, as wide as it takes to cover these errors."""
     table = error_table(errors, unit, levels)
-    return table * covering(errors, unit[:, None, None] * table, levels)
+    return table * covering(errors, unit[:, None, None] * table[:, [0, -1]], levels)
 
 
 def means_of(values: Float, series: Int, count: int) -> Float:
@@ -408,7 +411,8 @@ def own_sizes(errors: Float, series: Int, count: int, horizons: float) -> Float:
 
 
 def covering(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
-    """The factor on offsets `[W, F, Q]` with which the outermost interval holds as many errors `[W, F]` as it says.
+    """The factor on offsets `[W, F, Q]`, of which the first and the last are read, with which the outermost interval
+    holds as many errors `[W, F]` as it says.
 
     1 where the levels lie on one side of the median. Where windows are few it is nearer to 1, and larger by what
     Student intervals exceed normal ones by: few errors say little about how large others are.
@@ -525,12 +529,11 @@ def error_table(errors: Float, unit: Float, levels: tuple[float, ...]) -> Float:
     return table
 
 
-def pinball(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
-    """The mean quantile loss of offsets `[W, F, Q]` around a forecast that erred by `[W, F]`.
+def pinball(errors: Float, offsets: Iterable[Float], levels: tuple[float, ...]) -> float:
+    """The mean quantile loss of offsets `[W, F]`, one for each level, around a forecast that erred by `[W, F]`.
 
-    >>> pinball(np.array([[2.0]]), np.array([[[0.0]]]), (0.5,))
+    >>> pinball(np.array([[2.0]]), [np.array([[0.0]])], (0.5,))
     1.0
     """
-    at = np.asarray(levels)
-    gap = errors[..., None] - offsets
-    return float(np.nanmean(np.maximum(at * gap, (at - 1) * gap)))
+    gaps = ((level, errors - offset) for level, offset in zip(levels, offsets, strict=True))
+    return sum(float(np.nanmean(np.maximum(level * gap, (level - 1) * gap))) for level, gap in gaps) / len(levels)

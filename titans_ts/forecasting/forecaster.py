@@ -70,7 +70,7 @@ from .linear import (
     windows_between,
 )
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
-from .training import Batch, Rows, TrainConfig, train
+from .training import Batch, Rows, TrainConfig, give_back, train
 
 _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
@@ -356,6 +356,7 @@ class TitansForecaster(PanelForecaster):
                 time_limit=self.time_limit,
                 verbose=self.verbose,
             )
+        give_back()
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
@@ -385,6 +386,7 @@ class TitansForecaster(PanelForecaster):
             trained = said_by_linear(path, panel, np.zeros_like(ends), ends, earlier_ones)
             trained = trained.at(in_proportion(panel, trained.series))
             earlier = judge(trained, fading, more, panel, scales, horizons)
+            del trained
         calibration = calibrate(
             judged,
             self.levels_,
@@ -399,6 +401,7 @@ class TitansForecaster(PanelForecaster):
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
         self.correction_, self.history_ = fitted.weight, fitted.history
+        del fitted, said, judged, earlier  # as large as all that follows
         self.context_length_, self.patch_length_ = context, patch
         # Measured before all that is in closed form learns the validation rows too.
         self.scores_ = validation_scores(self, raw, ends, PAST * context)
@@ -472,7 +475,7 @@ class TitansForecaster(PanelForecaster):
             main = main + self.covariates_.left_over(part.covariates, windows)
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
-        head = scale[..., None] * said.offsets.double().cpu().numpy()
+        head = scale[..., None] * said.offsets.cpu().numpy()
         fading, ripe, bounds = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(
             main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
@@ -690,8 +693,9 @@ def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: 
 
 def said_by_model(batch: Batch, weight: float) -> Said:
     """Forecasts of the model, with this weight of its correction."""
-    base, shift, offsets, scale, truth, _, _, _ = (part.double().cpu().numpy() for part in batch)
-    series, origins = batch.series.cpu().numpy(), batch.origin.cpu().numpy()
+    numbers = (batch.base, batch.shift, batch.scale, batch.truth)
+    base, shift, scale, truth = (part.double().cpu().numpy() for part in numbers)
+    series, origins, offsets = (part.cpu().numpy() for part in (batch.series, batch.origin, batch.offsets))
     return Said(series, origins, truth, base + weight * scale[:, None] * shift, scale[:, None, None] * offsets, scale)
 
 

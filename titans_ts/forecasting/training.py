@@ -3,7 +3,9 @@
 B row (sequence), T step, S forecast origin, F future step, Q quantile.
 """
 
+import contextlib
 import copy
+import ctypes
 import math
 import sys
 import time
@@ -19,6 +21,7 @@ from torch import Tensor
 from ..core.config import require
 from ..core.state import join_rows, map_state, select_rows
 from ..models.timeseries import Encoded, SeriesState, TimeSeriesModel, windows_at
+from .adamw import AdamW
 from .linear import PENALTIES, Gram, choose_penalty, solve
 
 # contexts [B, L], NaN where missing, of series [B] before these of their rows [B] to forecasts [B, F]; float64
@@ -209,7 +212,8 @@ def losses(batch: Batch, levels: Tensor, weights: Tensor | None = None) -> tuple
     count = known.sum().clamp(min=1e-12)
     squared = (error.square() * known).sum() / count
     gap = error.detach().unsqueeze(-1) - ratio.unsqueeze(-1) * batch.offsets
-    pinball = (torch.maximum(levels * gap, (levels - 1) * gap) * known.unsqueeze(-1)).sum() / count
+    slope = torch.where(gap < 0, levels - 1, levels)
+    pinball = gap.mul_(slope).mul_(known.unsqueeze(-1)).sum() / count  # in place: nothing is as large as the quantiles
     return squared, pinball / len(levels)
 
 
@@ -309,10 +313,8 @@ def train(
     origins = min(ORIGINS, max(64, affordable))
     warm = shape.num_tokens * shape.patch
     bare = math.ceil(shape.context / shape.patch) * shape.patch
-    decay = [p for p in model.parameters() if p.dim() >= 2]
-    plain = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+    decays = ((p, config.weight_decay if p.dim() >= 2 else 0.0) for p in model.parameters())
+    optimizer = AdamW(decays, betas=(0.9, 0.99))
     peak = config.learning_rate
     if linear is None and checks:
         peak *= FINE
@@ -321,12 +323,10 @@ def train(
         ]
         start_head(model, before, sampled, rows, checks, length)
     average = copy.deepcopy(model)
-    best, best_loss, best_parts, history = copy.deepcopy(model.state_dict()), math.inf, None, []
+    best, best_loss, history = copy.deepcopy(model.state_dict()), math.inf, []
     every = max(1, config.steps // config.checks)
     for step in range(1, config.steps + 1):
         rate = min(step / (0.1 * config.steps), 1.0) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = peak * rate
         if step % REMEMBER == 1:
             memories = remember(average, before, usable, last, length, generator)
         if step % 2 and memories is not None:
@@ -342,20 +342,22 @@ def train(
         model.train()
         batch = forecast_batch(model, linear, before, sequences, size, generator, origins)
         squared, pinball = losses(batch, levels)
-        optimizer.zero_grad(set_to_none=True)
+        del batch  # with its quantiles, before the next one
+        optimizer.zero_grad()
         (squared + pinball).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(peak * rate)
         move_average(average, model, min(config.average, step / (step + 10)))
 
         out_of_time = time_limit is not None and time.monotonic() - started > time_limit
         if step % every == 0 or step == config.steps or out_of_time:
             if checks:
-                parts = validation_batches(average, linear, rows, checks, length)
-                loss = validation_loss(parts, linear is not None, levels, rows.weights)
+                said = validation_batches(average, linear, rows, checks, length)
+                loss = validation_loss(said, linear is not None, levels, rows.weights)
+                del said
                 history.append((step, loss))
                 if loss < best_loss:
-                    best, best_loss, best_parts = copy.deepcopy(average.state_dict()), loss, parts
+                    best, best_loss = copy.deepcopy(average.state_dict()), loss
             else:
                 best = copy.deepcopy(average.state_dict())
             if verbose:
@@ -370,7 +372,7 @@ def train(
         sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
         with torch.no_grad():
             return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, origins))
-    parts = best_parts or validation_batches(model, linear, rows, checks, length)  # none where no loss was a number
+    parts = validation_batches(model, linear, rows, checks, length)
     held = (rows.ends - rows.starts - train_ends).double()
     if linear is not None:
         weight = confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon, rows.weights)
@@ -608,3 +610,15 @@ def groups_of(checks: Sequences, rows: Rows, train_ends: Tensor) -> list[Sequenc
         series, begin, end, first = (field[group] for field in checks[:4])
         groups.append(Sequences(series, begin, end, first))
     return groups
+
+
+def give_back() -> None:
+    """Hand what is freed but kept by the allocator back to the system, where it can be asked to (glibc).
+
+    It keeps blocks of megabytes for as long as anything small lies behind them: after training a third of what the
+    process holds.
+
+    >>> give_back()
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

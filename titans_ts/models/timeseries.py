@@ -74,10 +74,11 @@ def window_scale(windows: Float[Tensor, "*shape L"]) -> tuple[Float[Tensor, "*sh
     count = observed.sum(-1).clamp(min=1)
     values = windows.nan_to_num()
     level = values.sum(-1) / count
-    scale = ((values - level.unsqueeze(-1)).square() * observed).sum(-1).div(count).sqrt()
+    squares = (values - level.unsqueeze(-1)).square_().masked_fill_(~observed, 0.0)
+    scale = squares.sum(-1).div(count).sqrt()
     # The mean of equal values may differ from them in the last digit: that is no scale, and no level.
-    constant = scale <= 1e-10 * values.abs().amax(-1)
-    one = values.gather(-1, observed.long().argmax(-1, keepdim=True)).squeeze(-1)
+    constant = scale <= 1e-10 * torch.maximum(values.amax(-1), -values.amin(-1))
+    one = values.gather(-1, observed.byte().argmax(-1, keepdim=True)).squeeze(-1)
     return torch.where(constant, one, level), torch.where(constant, torch.zeros_like(scale), scale)
 
 
@@ -163,7 +164,8 @@ class TimeSeriesModel(nn.Module):
         ends = context - started[:, None] + patch * torch.arange(1, most + 1, device=values.device)
         windows = gather_windows(both, ends, context)
         levels, scales = self.carried_scale(windows, state.levels[:, -1:], state.scales[:, -1:])
-        patches = windows[..., -patch:]
+        patches = windows[..., -patch:].clone()
+        del windows  # which hold every value `context / patch` times
         observed = ~patches.isnan()
         tokens = self.embed(self.features(patches, levels, scales))
         written = observed.any(-1) & (adapt and self.config.backbone.writes)
