@@ -255,7 +255,7 @@ def ablation(
         list[str] | None,
         typer.Option(
             help="'backbone alone', 'whole', 'without fading memories', 'without backbone', 'linear path alone'; "
-            "default: the first two."
+            "default: the first."
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,

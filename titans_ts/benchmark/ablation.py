@@ -2,9 +2,9 @@
 
 Every set ends before its test part: ETTh1 and Weather before the test rows of the long-horizon protocol, M4 hourly (a
 sample of 100 series) and monthly tourism before the last horizon. The windows at that end are forecast as in `gift`:
-one fit on everything before them, then window after window with `update` between. The backbone forecasts alone, or all
-parts do ("whole"), where the shares that validation confirms decide how much of it is seen; and the whole without one
-of its parts.
+one fit on everything before them, then window after window with `update` between. The backbone forecasts alone, or, on
+request, all parts do ("whole"), where the shares that validation confirms decide how much of it is seen; and the whole
+without one of its parts.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .gift import LEVELS, Task, walk
 from .runs import commit, kept
 
 SETS = ("etth1", "weather", "m4_hourly", "tourism_monthly")
-USUAL = ("backbone alone", "whole")  # the forecasters that are run where none is named
+USUAL = ("backbone alone",)  # what is run where nothing is named: where its parts are seen undiluted
 # fields of `TrainConfig` that differ from its defaults
 PATHS: dict[str, dict[str, Any]] = {
     "backbone alone": {"linear": False, "fading": False},
