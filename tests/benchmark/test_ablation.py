@@ -111,13 +111,13 @@ def test_the_table_is_relative_to_the_default_of_the_same_seed(tmp_path):
             run = {
                 "set": "etth1",
                 "variation": variation,
-                "path": "whole",
+                "path": "backbone alone",
                 "seed": seed,
                 "mase": mase,
                 "fit_cpu_s": 9.0,
             }
             (tmp_path / "ablation" / f"ablation-{variation}-{seed}.json").write_text(json.dumps(run))
     text = render("<!-- table ablation -->\n<!-- end -->", tmp_path)
-    assert "| whole | default | 1.5000 ± 0.7071 |  |  |  | 9 |" in text
-    assert "| whole | mac | 1.0000 ± 0.1414 |  |  |  | 9 |" in text
-    assert "| whole | mal |  |  |  |  |  |" in text
+    assert "| backbone alone | default | 1.5000 ± 0.7071 |  |  |  | 9 |" in text
+    assert "| backbone alone | mac | 1.0000 ± 0.1414 |  |  |  | 9 |" in text
+    assert "| backbone alone | mal |  |  |  |  |  |" in text
