@@ -327,9 +327,9 @@ class TitansForecaster(PanelForecaster):
             season=self.season_length_,
             seed=seed,
         )
-        path = linear_fit(
-            panel, train_ends=ends, units=UNITS, poolings=POOLINGS, blends=BLENDS, shares=SHARES, parts=PARTS
-        )
+        # Where it is off nothing is forecast by it, and the plain one will do.
+        ways: Any = {"units": UNITS, "poolings": POOLINGS, "blends": BLENDS, "shares": SHARES, "parts": PARTS}
+        path = linear_fit(panel, train_ends=ends, **(ways if settings.linear else {}))
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
