@@ -19,7 +19,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 
 from titans_ts import DataError, TitansForecaster
-from titans_ts.core.config import MemoryConfig
+from titans_ts.core.config import LOST, MemoryConfig
 from titans_ts.core.state import leaves, map_state
 from titans_ts.forecasting import forecaster as module
 from titans_ts.forecasting import training
@@ -263,14 +263,29 @@ def test_an_array_that_was_cut_does_without_the_profile_of_the_season():
     for history in (y, longer):
         state = forecaster._histories(history)[0].state
         assert state.fading.own.tolist() == [1]
-        assert (state.steps >= 0).all()
-    assert (forecaster._histories(y[5:])[0].state.steps < 0).all()
+        assert (state.steps > LOST).all()
+    assert (forecaster._histories(y[5:])[0].state.steps == LOST).all()
     for begin in range(1, 8):
         bare = make(horizon=5).set_params(**forecaster.get_params(deep=False))
         bare.__dict__.update(forecaster.__dict__)
         bare.linear_ = replace(forecaster.linear_, profile=None)
         np.testing.assert_array_equal(forecaster.predict(y=y[begin:]), bare.predict(y=y[begin:]))
         assert (forecaster.predict(y=y) != bare.predict(y=y)).all()
+
+
+def test_dates_before_1970_have_a_place_in_the_season():
+    random, steps = np.random.default_rng(0), np.arange(900)
+    y = random.normal(size=900) * (1 + 3 * (steps % 7 == 2)) + 6 * (steps % 7 == 3)
+    train = TrainConfig(steps=0, fading=False)
+    said = []
+    for begin in ("2000-01-03", "1940-01-01", "1969-01-06"):  # Mondays
+        series = pd.Series(y, pd.date_range(begin, periods=900, freq="D"))
+        forecaster = make(horizon=5, context_length=4, train=train).fit(series)
+        assert forecaster.linear_.share
+        assert np.ptp(forecaster.calibration_.sizes[1]) > 0.5
+        said.append(forecaster.predict(level=80).to_numpy(dtype=float))
+    np.testing.assert_allclose(said[1], said[0], rtol=1e-9)
+    np.testing.assert_allclose(said[2], said[0], rtol=1e-9)
 
 
 def test_the_order_of_the_series_does_not_change_the_intervals(monkeypatch):

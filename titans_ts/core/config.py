@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+LOST = -(2**62)  # a step of a clock that is not known; however far it moves on, it stays below half of that
+
 OpName = Literal["auto", "reference", "chunked", "exact_linear", "numba", "triton"]
 
 

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..core.config import LOST
 from .linear import GROUPS, PROFILE_NUMBERS, series_scales, surely_less
 from .panel import Float, Int, Panel
 
@@ -105,7 +106,7 @@ class Calibration:
         """Mean and median `[N, F]` and quantiles `[N, F, Q]`; where main or fading says nothing, of the other alone.
 
         rows `[N]`: the row of `habits` of each series; it is that of its rates (`FadingState.own`). steps `[N]`: the
-        steps of the clock at which the forecasts begin, below 0 where that is not known.
+        steps of the clock at which the forecasts begin, `LOST` where that is not known.
         """
         unit = own_unit(unit, surprise, self.habits[rows])[:, None] * sizes_at(self.sizes, rows, steps, main.shape[1])
         middle = 0.0 if head is None else at_median(head, levels)
@@ -341,13 +342,13 @@ def seasonal_sizes(errors: Float, unit: Float, series: Int, steps: Int, count: i
 
 
 def sizes_at(sizes: Float, rows: Int, steps: Int, horizon: int) -> Float:
-    """The sizes `[W, F]` of these rows at the places of the season from these steps on; 1 where a step is below 0.
+    """The sizes `[W, F]` of these rows at the places of the season from these steps on; 1 where a step is `LOST`.
 
-    >>> sizes_at(np.array([[1.0, 1.0], [0.5, 2.0]]), np.array([1, 1]), np.array([3, -1]), 3).tolist()
+    >>> sizes_at(np.array([[1.0, 1.0], [0.5, 2.0]]), np.array([1, 1]), np.array([3, LOST]), 3).tolist()
     [[2.0, 0.5, 2.0], [1.0, 1.0, 1.0]]
     """
     ahead = steps[:, None] + np.arange(horizon)
-    return np.where(steps[:, None] < 0, 1.0, sizes[rows[:, None], ahead % sizes.shape[1]])
+    return np.where(steps[:, None] < LOST // 2, 1.0, sizes[rows[:, None], ahead % sizes.shape[1]])
 
 
 def leaning(errors: Float, skewed: Float, unit: Float, scale: Float) -> float:

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ..core.config import MemoryConfig, require
+from ..core.config import LOST, MemoryConfig, require
 from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
 from ..models.timeseries import SeriesState, TimeSeriesModel, window_scale
@@ -77,7 +77,6 @@ BY_HEART = 20  # windows for each row of the context, below which a linear path 
 LONG = 8  # the same in one series, from which on the errors of its training rows tell how large errors are
 BEFORE = 2  # windows of training rows that tell so, for each one of validation rows
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
-LOST = -(2**62)  # a step of the clock that is not known, and stays so however far it moves on
 LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates", "calendar")  # parameters of names
 POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
@@ -88,7 +87,7 @@ PARTS = (*(Part(unit, math.inf, halvings) for unit in UNITS for halvings in rang
 
 
 class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, which step of the clock comes next (below 0: that is not known,
+    """What is kept of every series: the model's state, which step of the clock comes next (`LOST`: that is not known,
     nor is the place of the season), its fading memories, and what its covariates leave behind (nothing without
     covariates)."""
 

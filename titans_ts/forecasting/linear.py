@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from ..core.config import LOST
 from .panel import DataError, Float, Int, Panel, offsets_of, shorten
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -579,7 +580,7 @@ def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
 def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, steps: Int | None = None) -> Float:
     """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers) and
     begin at these steps of the clock `[B]`; NaN takes the last value before it, and nothing but NaN stays NaN. Where
-    the step is not known (None, or below 0), nor is the place of the season, and there is no profile."""
+    the step is not known (None, or `LOST`), nor is the place of the season, and there is no profile."""
     centred, mean = centre(contexts)
     if rows is None or len(path.weights) == 1 or not rows.any():
         forecast: Float = mean[:, None] + centred @ path.weights[0]
@@ -589,7 +590,7 @@ def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, ste
         for some in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
             forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
     if path.profile is not None and rows is not None and steps is not None:
-        placed = np.where(steps < 0, 0, rows)  # the profile of strangers is nothing
+        placed = np.where(steps < LOST // 2, 0, rows)  # the profile of strangers is nothing
         forecast += pace(centred, contexts)[:, None] * path.profile[placed, steps % path.season]
     return forecast
 

@@ -20,7 +20,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..core.config import require
+from ..core.config import LOST, require
 from ..core.networks import layer_shapes
 from ..core.ops.backends import rule_of
 from ..core.ops.numba_cpu import compiled, gelu, sigmoid, square_sum, threads, through, through_rows, token
@@ -91,8 +91,8 @@ class Readout(NamedTuple):
 
     linear: maps of the centred window to its future, [M, L * F]; M may be 0. profile: what each series has at every
     place of the season beside, [N, C * F]; C may be 0. rows: which row of either each series has, [N]; a single map is
-    everybody's, and with 0 there is no profile. steps: which step of the clock comes next, [N], below 0 where that is
-    not known, and there is no profile either. correction: factor on the head's expected value.
+    everybody's, and with 0 there is no profile. steps: which step of the clock comes next, [N]; where that is `LOST`
+    there is no profile either. correction: factor on the head's expected value.
     """
 
     linear: NDArray[np.float64]
@@ -443,7 +443,7 @@ def some_forecasts(first, last, sizes, weights, linear, profile, own, steps, cor
         r = rows[i]
         map_ = linear[own[r] if len(linear) > 1 else 0] if len(linear) else wide[:0]
         beside = wide[:0]
-        if profile.shape[1] and own[r] > 0 and steps[r] >= 0:
+        if profile.shape[1] and own[r] > 0 and steps[r] > LOST // 2:
             place = steps[r] % (profile.shape[1] // sizes.horizon) * sizes.horizon
             beside = profile[own[r], place : place + sizes.horizon]
         scales[i] = foresee(

@@ -20,6 +20,8 @@ from typing import Any, TypeVar, cast, no_type_check
 import numpy as np
 from numba import njit
 
+from ..config import LOST
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 SURPRISE_RATE = 0.05  # at which the mean surprise forgets
@@ -152,7 +154,7 @@ def finish_some(
 ):
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
-    steps [all]: which step of the clock comes next, below 0 where that is not known. shares: of the head's median in
+    steps [all]: which step of the clock comes next, or `LOST`. shares: of the head's median in
     the mean and in the median, and of the head's quantiles, the factor on them, how far the median leans, 1 where
     bounds hold, and 1 where the point forecast is the median. middle: the places of the levels next to the median, and
     their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 3] how these
@@ -176,7 +178,7 @@ def finish_some(
             if not math.isnan(fade[f]):
                 mean = fade[f] if math.isnan(mean) else mean + fading * (fade[f] - mean)
                 centre = fade[f] if math.isnan(centre) else centre + fading * (fade[f] - centre)
-            here = unit * (sizes[own[r], (steps[r] + f) % sizes.shape[1]] if steps[r] >= 0 else 1.0)
+            here = unit * (sizes[own[r], (steps[r] + f) % sizes.shape[1]] if steps[r] > LOST // 2 else 1.0)
             centre += lean * here
             points[i, f] = within(centre if asked else mean, bounds)
             for q in range(offsets.shape[2]):
