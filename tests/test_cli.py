@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import subprocess
 import sys
 
@@ -58,15 +57,13 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     PAST.to_csv(folder / "past.csv", index=False)
     LATER.to_csv(folder / "later.csv", index=False)
-    arguments = ["fit", "past.csv", "--out", "model", "--horizon", "4", "--time-limit", "0.1", "--context", "12"]
+    arguments = ["fit", "past.csv", "--out", "model", "--horizon", "4", "--time-limit", "0", "--context", "12"]
     program = [sys.executable, "-c", "import sys; from titans_ts.cli import main; main()", *arguments]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    step = re.match(r"step (\d+)/150 ", done.stderr)  # the one at which a tenth of a second was over
-    assert step is not None, done.stderr
-    assert int(step[1]) < 150
+    assert done.stderr.startswith("step 1/150 ")  # no time at all: one step, which is said
     assert done.stderr.splitlines()[-1] == "3 series; saved to model"
     assert sorted(path.name for path in folder.iterdir()) == ["later.csv", "model", "past.csv"]
     return folder
