@@ -1,7 +1,5 @@
-"""AdamW, step by step as `torch.optim.AdamW` takes them, bit for bit on a CPU.
-
-torch's own brings the whole of `torch.compile` and sympy along the first time one is made: 66 MB of memory, which is a
-fifth of what a process with torch holds, and a second.
+"""AdamW by torch's own function, without `torch.optim.AdamW`: that brings the whole of `torch.compile` and sympy along
+the first time one is made, 66 MB of memory, which is a fifth of what a process with torch holds, and a second.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 
 class AdamW:
@@ -30,8 +29,10 @@ class AdamW:
         self, parameters: Iterable[tuple[Tensor, float]], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
         self.betas, self.eps = betas, eps
-        self.moments = [(p, decay, torch.zeros_like(p), torch.zeros_like(p)) for p, decay in parameters]
-        self.steps = [0] * len(self.moments)
+        self.moments = [
+            (p, decay, torch.zeros_like(p), torch.zeros_like(p), torch.zeros((), device="cpu"))
+            for p, decay in parameters
+        ]
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -42,13 +43,10 @@ class AdamW:
     def step(self, rate: float) -> None:
         """Move every parameter against its gradient, and by `rate` times its decay towards 0."""
         first, second = self.betas
-        for place, (parameter, decay, mean, square) in enumerate(self.moments):
-            if parameter.grad is None:
-                continue
-            self.steps[place] += 1
-            parameter.mul_(1 - rate * decay)
-            mean.lerp_(parameter.grad, 1 - first)
-            square.mul_(second).addcmul_(parameter.grad, parameter.grad, value=1 - second)
-            size = rate / (1 - first ** self.steps[place])
-            root = (1 - second ** self.steps[place]) ** 0.5
-            parameter.addcdiv_(mean, (square.sqrt() / root).add_(self.eps), value=-size)
+        for parameter, decay, mean, square, steps in self.moments:
+            if parameter.grad is not None:
+                adamw(
+                    [parameter], [parameter.grad], [mean], [square], [], [steps],
+                    foreach=False, amsgrad=False, beta1=first, beta2=second, lr=rate, weight_decay=decay, eps=self.eps,
+                    maximize=False,
+                )  # fmt: skip
