@@ -9,8 +9,8 @@ Compiled without leave to reorder sums: a stream and a batch are the same number
 K rates (alpha of the level, beta of the trend, how much of the trend is left after a step, gamma of the season),
 M steps of a season, F future step. Of one series: members [K, 2 + M] are level, trend and season; recent [M] the values
 of the last season, NaN where missing; counts [3 + M] are steps, observations, changes seen over a season, and
-observations at every place of the season; edges [2] are the least and the
-greatest value so far, stood [2] how often it stood at each.
+observations at every place of the season; edges [2] are the least and the greatest value so far, stood [2] how often it
+stood at each.
 """
 
 import math
@@ -29,7 +29,7 @@ YOUNG, RIPE = 2.0, 8.0  # seasons of values, up to which a memory counts nothing
 ORIGINS = 256  # of one series, at most, at which rates are tried
 # of its values, and at least so many, at which a series stood at its least or greatest one if it cannot go beyond:
 # empty shelves, nights without sun, air that holds no more water
-HELD, FEWEST = 0.1, 10
+HELD, HELD_TIMES = 0.1, 10
 
 
 def strict(function: F) -> F:
@@ -85,7 +85,7 @@ def take_in(value, rates, weights, members, recent, counts, surprise, edges, sto
 def bounds_of(counts, edges, stood, out):
     """out [2] = what a series does not go below and not above: an edge at which it stood often, else an infinity."""
     for side in range(2):
-        held = stood[side] >= max(HELD * counts[1], FEWEST)
+        held = stood[side] >= max(HELD * counts[1], HELD_TIMES)
         out[side] = edges[side] if held else (math.inf if side else -math.inf)
 
 
@@ -133,33 +133,17 @@ def take_in_some(rows, values, rates, weights, own, members, recent, counts, sur
 @strict
 @no_type_check
 def finish_some(
-    rows,
-    rates,
-    weights,
-    own,
-    members,
-    counts,
-    surprise,
-    edges,
-    stood,
-    steps,
-    shares,
-    middle,
-    table,
-    habits,
-    sizes,
-    scales,
-    points,
-    offsets,
-):
+    rows, rates, weights, own, members, counts, surprise, edges, stood, steps, shares, middle, table, habits, sizes,
+    scales, points, offsets,
+):  # fmt: skip
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
-    steps [all]: which step of the clock comes next, or `LOST`. shares: of the head's median in
-    the mean and in the median, and of the head's quantiles, the factor on them, how far the median leans, 1 where
-    bounds hold, and 1 where the point forecast is the median. middle: the places of the levels next to the median, and
-    their shares. table [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 3] how these
-    units go for each series, and its share of ripe fading memories, and sizes [1 + N, P] how they go at each place of
-    its season; see `forecasting.calibration`.
+    steps [all]: which step of the clock comes next, or `LOST`. shares: of the head's median in the mean and in the
+    median, and of the head's quantiles, the factor on them, how far the median leans, 1 where bounds hold, and 1 where
+    the point forecast is the median. middle: the places of the levels next to the median, and their shares. table
+    [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 3] how these units go for each
+    series, and its share of ripe fading memories, and sizes [1 + N, P] how they go at each place of its season; see
+    `forecasting.calibration`.
     """
     low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
     head, width, lean, bounded, asked = shares[2], shares[3], shares[4], shares[5] > 0, shares[6] > 0
