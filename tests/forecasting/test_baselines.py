@@ -446,6 +446,99 @@ def test_the_share_of_a_profile_is_chosen_on_the_validation_rows():
     assert moved.share == 0.0
 
 
+# What is usual
+
+
+def away_for_long(rows=900):
+    """Four noisy series of different units, which stay above or below their level for twenty steps or so."""
+    random, away = np.random.default_rng(5), np.zeros((rows, 4))
+    for row in range(1, rows):
+        away[row] = 0.95 * away[row - 1] + 0.3 * random.normal(size=4)
+    values = (away + 0.1 * random.normal(size=away.shape)) * 10.0 ** np.arange(4) + np.arange(4)
+    values[random.random(size=away.shape) < 0.02] = np.nan
+    return read(values)[0]
+
+
+def windows_of(panel, context, horizon):
+    """Every wholly observed window by hand: series, rows, contexts, targets and the means of all values before."""
+    found = []
+    for series in range(len(panel)):
+        values = panel.series(series)
+        for row in range(context, len(values) - horizon + 1):
+            if not np.isnan(values[row : row + horizon]).any():
+                parts = values[row - context : row], values[row : row + horizon], np.nanmean(values[:row])
+                found.append((series, row, *parts))
+    return tuple(map(np.array, zip(*found, strict=True)))
+
+
+def test_the_means_before_are_those_of_all_values_seen_by_then():
+    panel = away_for_long(60)
+    series, rows = np.repeat(np.arange(4), 61), np.tile(np.arange(61), 4)
+    expected = [np.nanmean(panel.series(i)[:row]) if row else np.nan for i, row in zip(series, rows, strict=True)]
+    np.testing.assert_allclose(panel.means_before(series, rows), expected, rtol=1e-9)
+    huge = replace(panel, values=np.concatenate([1e12 + panel.series(0), *map(panel.series, (1, 2, 3))]))
+    np.testing.assert_allclose(huge.means_before(series, rows)[61:], expected[61:], rtol=1e-9)
+
+
+def test_a_pull_is_what_least_squares_in_the_distance_from_the_usual_leaves_over():
+    panel = away_for_long()
+    plain = fit_linear(panel, 6, 3, penalties=(1e-2,), poolings=(1.0,))
+    path = fit_linear(panel, 6, 3, penalties=(1e-2,), poolings=(1.0,), pulls=(0.5,))
+    np.testing.assert_array_equal(path.weights, plain.weights)
+    series, _, contexts, targets, usual = windows_of(panel, 6, 3)
+    apart = usual - centre(contexts)[1]
+    left = targets - apply_linear(plain, contexts, series + 1)
+    heard = 1 / series_scales(panel, panel.lengths)[series] ** 2
+    slope = (heard * apart) @ left / ((heard * apart) @ apart)
+    assert slope.min() > 0.02
+    np.testing.assert_allclose(path.pull, np.tile(0.5 * slope, (5, 1)), rtol=1e-7)
+    told = apply_linear(path, contexts, series + 1, None, usual)
+    np.testing.assert_allclose(told - apply_linear(plain, contexts, series + 1), apart[:, None] * path.pull[0])
+    np.testing.assert_array_equal(apply_linear(path, contexts, series + 1), apply_linear(plain, contexts, series + 1))
+
+
+def test_a_part_that_looks_at_the_usual_has_one_input_more():
+    panel = away_for_long()
+    path = fit_linear(panel, 6, 3, penalties=(1e-2,), mix=((Part(usual=True), 1.0),))
+    series, _, contexts, targets, usual = windows_of(panel, 6, 3)
+    centred, mean = centre(contexts)
+    scale = series_scales(panel, panel.lengths)[series, None]
+    x, y = np.column_stack([centred, usual - mean]) / scale, (targets - mean[:, None]) / scale
+    gram = x.T @ x
+    weights = np.linalg.solve(gram + 1e-2 * np.trace(gram) / 7 * np.eye(7), x.T @ y)
+    np.testing.assert_allclose(path.weights[0], weights[:-1], rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(path.pull[0], weights[-1], rtol=1e-8)
+    both = fit_linear(panel, 6, 3, penalties=(1e-2,), mix=((Part(usual=True), 0.25), (Part("series", 0.02), 0.75)))
+    np.testing.assert_allclose(both.pull, np.tile(0.25 * weights[-1], (5, 1)), rtol=1e-8)
+
+
+def test_what_is_usual_helps_where_levels_come_back_and_is_left_out_where_they_do_not():
+    panel, ends, pulls, parts = away_for_long(3000), np.full(4, 2000), (0.3, 0.0, 1.0), (Part(), Part(usual=True))
+    assert fit_linear(panel, 6, 20, train_ends=ends, pulls=pulls).pulled == 1.0
+    moved = panel.values.reshape(4, -1).T.copy()
+    moved[2000:] += 8 * np.nanstd(moved[:2000], axis=0)  # and then they stay where they never were
+    assert fit_linear(read(moved)[0], 6, 20, train_ends=ends, pulls=pulls).pulled == 0.0
+    assert dict(fit_linear(panel, 6, 20, train_ends=ends, parts=parts).mix)[parts[1]] > 0.5
+    walk = read(np.random.default_rng(3).normal(size=(3000, 4)).cumsum(axis=0))[0]
+    assert parts[1] not in dict(fit_linear(walk, 6, 20, train_ends=ends, parts=parts).mix)
+
+
+def test_a_pulled_path_forecasts_scaled_and_shifted_data_alike_with_a_profile_too():
+    panel, parts = seasonal_jumps(), (Part(), Part("series", 0.02, usual=True))
+    fit = partial(fit_linear, context=3, horizon=2, parts=parts, pulls=(0.5,), season=7, shares=(0.5,))
+    path, other = fit(panel), fit(replace(panel, values=3 * panel.values + 7))
+    rows, steps, usual = np.arange(4), np.arange(4), np.linspace(-1, 1, 4)
+    contexts = np.random.default_rng(0).normal(size=(4, 3))
+    one = apply_linear(path, contexts, rows, steps, usual)
+    for each in (path, other):
+        got = apply_linear(each, 3 * contexts + 7, rows, steps, 3 * usual + 7)
+        np.testing.assert_allclose(got, 3 * one + 7, atol=1e-7)
+    silent = np.full((1, 3), np.nan)
+    assert np.isnan(apply_linear(path, silent, rows[:1], steps[:1], usual[:1])).all()
+    unknown = apply_linear(path, contexts, rows, steps, np.full(4, np.nan))
+    np.testing.assert_array_equal(unknown, apply_linear(path, contexts, rows, steps))
+
+
 def test_a_blended_path_forecasts_scaled_and_shifted_data_alike():
     path = fit_linear(two_worlds(), 16, 3, poolings=(2.0,), blends=((0.5, 0.5),))
     contexts = np.random.default_rng(0).normal(size=(5, 16))

@@ -253,7 +253,7 @@ def test_a_past_covariate_that_leads_is_found_and_narrows_the_intervals():
     assert (widths[0] < 0.5 * widths[1]).all()
 
 
-def test_static_covariates_tell_series_apart_that_look_alike():
+def test_static_covariates_tell_series_apart_that_look_alike(monkeypatch):
     random, parts = np.random.default_rng(0), []
     for place in range(40):
         kind, drift = ("rises", 0.5) if place % 2 else ("falls", -0.5)
@@ -261,7 +261,9 @@ def test_static_covariates_tell_series_apart_that_look_alike():
         y = np.cumsum(drift + random.normal(size=120))  # four rows do not tell which way it drifts
         parts.append(pd.DataFrame({"unique_id": f"s{place}", "ds": ds, "y": y, "kind": kind}))
     past, later = split(pd.concat(parts, ignore_index=True), 8)
-    # the fading memories know the drift of each series already
+    # the fading memories know the drift of each series already, and so does the mean of what came before
+    monkeypatch.setattr("titans_ts.forecasting.forecaster.PULLS", (0.0,))
+    monkeypatch.setattr("titans_ts.forecasting.forecaster.PARTS", ())
     params = {**NONE, "train": replace(LINEAR, fading=False), "horizon": 8, "context_length": 4}
     plain = make(**params).fit(past).predict()
     kind = make(**{**params, "static_covariates": ("kind",)}).fit(past)

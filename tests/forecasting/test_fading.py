@@ -8,7 +8,7 @@ import torch
 
 from titans_ts.core.ops.fading import errors_of_rates
 from titans_ts.forecasting.clock import CountClock
-from titans_ts.forecasting.fading import KEPT, Fading, fit_fading
+from titans_ts.forecasting.fading import KEPT, NOTHING, Fading, fit_fading
 from titans_ts.forecasting.panel import Panel
 
 SEASON, HORIZON = 4, 6
@@ -60,7 +60,7 @@ def by_definition(values, rate, season, horizon):
 def test_the_kernel_is_the_definition(rate, season):
     values = seasonal(40)
     values[[5, 17, 18]] = np.nan
-    fading = Fading(np.array([rate]), np.ones((1, 1)), season, ())
+    fading = Fading(np.array([rate]), np.ones((1, 1)), season, (), np.array([NOTHING]))
     panel = panel_of(values)
     said = fading.ahead(fading.absorb(fading.start(panel.ids), panel), HORIZON)[0][0]
     np.testing.assert_allclose(said, by_definition(values.tolist(), rate, season, HORIZON), rtol=1e-12)
@@ -106,6 +106,31 @@ def test_a_series_that_stood_often_at_its_least_or_greatest_value_does_not_go_be
         assert tuple(fading.ahead(fading.absorb(fading.start(panel.ids), panel), HORIZON)[2][0]) == wanted
 
 
+def test_an_edge_of_a_window_that_the_series_once_went_beyond_is_no_bound():
+    sun = np.maximum(np.sin(np.arange(60.0)), 0.0)
+    fading = fit_fading(panel_of(sun, np.append(sun, -1.0)), HORIZON, SEASON)
+    window = panel_of(sun[-30:], sun[-30:])
+    low = fading.ahead(fading.absorb(fading.start((0, 1)), window), HORIZON)[2][:, 0]
+    np.testing.assert_array_equal(low, [0.0, -np.inf])
+
+
+def test_what_is_usual_is_the_mean_of_all_values_and_of_those_of_fit_while_fewer_were_seen():
+    one, other = seasonal(60), 100 + seasonal(80, 1)
+    other[:20] = np.nan
+    panel = panel_of(one, other)
+    fading = fit_fading(panel, HORIZON, SEASON)
+    usual = fading.usual(fading.absorb(fading.start((0, 1)), panel))
+    np.testing.assert_allclose(usual, [one.mean(), np.nanmean(other)], rtol=1e-12)
+    later = fading.absorb(fading.start((0, 1)), panel_of(np.append(one, 50.0), other))
+    np.testing.assert_allclose(fading.usual(later)[0], np.append(one, 50.0).mean(), rtol=1e-12)
+    window = fading.absorb(fading.start((0, "stranger")), panel_of(one[-15:], one[-15:]))
+    quarter = one[-15:].mean()
+    np.testing.assert_allclose(fading.usual(window), [0.25 * quarter + 0.75 * one.mean(), quarter], rtol=1e-12)
+    empty = fading.usual(fading.start((0, "stranger")))
+    assert empty[0] == pytest.approx(one.mean())
+    assert np.isnan(empty[1])
+
+
 def test_the_weights_do_not_know_what_comes_after_the_training_rows():
     one, other = seasonal(60), seasonal(60)
     other[40:] *= 100
@@ -127,7 +152,7 @@ def test_other_units_give_the_same_forecasts_in_those_units():
 
 def test_a_missing_value_moves_time_and_teaches_nothing():
     rate = np.array([[0.2, 0.05, 0.9, 0.3]])
-    fading = Fading(rate, np.ones((1, 1)), SEASON, ())
+    fading = Fading(rate, np.ones((1, 1)), SEASON, (), np.array([NOTHING]))
     before = fading.absorb(fading.start((0,)), panel_of(seasonal(30)))
     after = fading.absorb(before, panel_of(np.full(3, np.nan)))
     np.testing.assert_allclose(fading.ahead(after, 4)[0], fading.ahead(before, 7)[0][:, 3:], rtol=1e-12)

@@ -38,6 +38,7 @@ def forecaster(request):
     made.model_.double()
     made.correction_ = 0.7  # whatever validation said: all parts are to be seen
     assert made.linear_.profile.any()
+    assert made.linear_.pull.any()
     state = made._start(panel_of(made, PAST))
     made._known = made._known.__class__(made._known.ids, made._known.ends, made._known.phases, made._known.clock, state)
     return made

@@ -48,7 +48,9 @@ def begun(model: TimeSeriesModel) -> SeriesState:
 def plain_readout(model: TimeSeriesModel) -> Readout:
     """Without a linear path."""
     nothing = np.zeros((0, model.config.context * model.config.horizon))
-    return Readout(nothing, np.zeros((1, 0)), np.zeros(4, dtype=np.int64), np.zeros(4, dtype=np.int64), 1.0)
+    steps = np.zeros(4, dtype=np.int64)
+    usual = np.zeros((1, 0)), np.zeros((1, 4)), np.zeros((4, 4), dtype=np.int64), np.zeros(4)
+    return Readout(nothing, np.zeros((1, 0)), *usual, steps, steps, 1.0)
 
 
 def in_units(said: Prediction) -> tuple[Tensor, Tensor, Tensor]:

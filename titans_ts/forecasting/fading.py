@@ -29,6 +29,8 @@ POOLED = 20.0  # origins of an average series that the errors of every series ar
 WORST = 10.0  # what an error relative to the best one's counts at most, so that no single series decides for all
 SHARPNESS = 40.0  # a rate whose error is a hundredth larger than the best one's has two thirds of its weight
 
+NOTHING = (0.0, 0.0, np.inf, -np.inf)  # what is known of a stranger: no value, and so no mean and no edges
+
 
 class FadingState(NamedTuple):
     """What the memories hold of every series; see `core.ops.fading`. own: which set of weights a series has, 0 for
@@ -40,17 +42,22 @@ class FadingState(NamedTuple):
     surprise: Float64[Tensor, " N"]
     edges: Float64[Tensor, "N 2"]
     stood: Int64[Tensor, "N 2"]
+    mean: Float64[Tensor, " N"]
     own: Int64[Tensor, " N"]
 
 
 @dataclass(frozen=True, eq=False)
 class Fading:
-    """Rates `[K, 4]` of forgetting and their weights `[S, K]`: set 0 for strangers, set `1 + i` for series `ids[i]`."""
+    """Rates `[K, 4]` of forgetting and their weights `[S, K]`: set 0 for strangers, set `1 + i` for series `ids[i]`.
+
+    known `[S, 4]`: the mean of the values that the rates were chosen on, their number, the least and the greatest one.
+    """
 
     rates: Float
     weights: Float
     season: int
     ids: tuple[Hashable, ...]
+    known: Float
 
     @cached_property
     def places(self) -> dict[Hashable, int]:
@@ -65,7 +72,7 @@ class Fading:
         steps = torch.zeros(count, 3 + season, dtype=torch.int64, device=device)
         edges = zero.new_tensor([torch.inf, -torch.inf]).repeat(count, 1)
         recent, surprise = zero.new_full((count, season), torch.nan), zero.new_zeros(count)
-        return FadingState(zero, recent, steps, surprise, edges, steps.new_zeros(count, 2), own)
+        return FadingState(zero, recent, steps, surprise, edges, steps.new_zeros(count, 2), surprise.clone(), own)
 
     def absorb(self, state: FadingState, new: Panel) -> FadingState:
         """The memories after the rows of `new`, whose series i is row i: time grows with the new rows only."""
@@ -83,10 +90,20 @@ class Fading:
         not above `[N, 2]`: a least or greatest value at which it stood often, else an infinity."""
         from ..core.ops.fading import look_ahead_rows
 
-        members, _, counts, _, edges, stood, own = (part.cpu().numpy() for part in state)
+        members, _, counts, _, edges, stood, _, own = (part.cpu().numpy() for part in state)
         out, ripe, bounds = np.empty((len(own), horizon)), np.empty(len(own)), np.empty((len(own), 2))
-        look_ahead_rows(self.rates, self.weights, own, members, counts, edges, stood, out, ripe, bounds)
+        look_ahead_rows(self.rates, self.weights, own, members, counts, edges, stood, self.known, out, ripe, bounds)
         return out, ripe, bounds
+
+    def usual(self, state: FadingState) -> Float:
+        """The mean of all values of every series `[N]`, NaN where there are none. Where a state has seen fewer of them
+        than `fit`, the mean of then stands in for the others: a bare context is not all that is known of a series."""
+        from ..core.ops.fading import usual_rows
+
+        *_, mean, own = (part.cpu().numpy() for part in state)
+        out = np.empty(len(own))
+        usual_rows(state.counts.cpu().numpy(), mean, self.known, own, out)
+        return out
 
     def at(self, panel: Panel, series: Int, origins: Int, horizon: int) -> tuple[Float, Float, Float, Float]:
         """Forecasts `[W, F]` of these series after `origins` steps, how ripe they are `[W]`, their mean surprise then
@@ -99,7 +116,7 @@ class Fading:
         own = np.array([self.places.get(name, 0) for name in panel.ids], dtype=np.int64)
         values = np.ascontiguousarray(panel.values, dtype=np.float64)
         forecasts_at(
-            values, panel.offsets, self.rates, self.weights, own, self.season,
+            values, panel.offsets, self.rates, self.weights, own, self.known, self.season,
             np.asarray(series)[order], np.asarray(origins)[order], out, surprises, ripe, bounds,
         )  # fmt: skip
         back = np.argsort(order)
@@ -149,4 +166,10 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
     worth = (np.append(1.0, panel.shares)[:, None] * weights).sum(0)
     kept = np.sort(np.argsort(-worth, kind="stable")[:KEPT])
     weights = np.ascontiguousarray(weights[:, kept])
-    return Fading(rates[kept], weights / weights.sum(1, keepdims=True), season, panel.ids)
+    known = np.tile(NOTHING, (1 + len(panel), 1))
+    for row, end in enumerate(ends.tolist()):
+        seen = panel.series(row)[:end]
+        seen = seen[np.isfinite(seen)]
+        if len(seen):
+            known[1 + row] = seen.mean(), len(seen), seen.min(), seen.max()
+    return Fading(rates[kept], weights / weights.sum(1, keepdims=True), season, panel.ids, known)

@@ -56,6 +56,7 @@ from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
 from .linear import (
     JUDGED,
+    PULLS,
     SHARES,
     LinearPath,
     Part,
@@ -83,7 +84,12 @@ POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of si
 BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
 # what the linear path of long series is an average of instead
 UNITS: tuple[Unit, ...] = ("series", "window")
-PARTS = (*(Part(unit, math.inf, halvings) for unit in UNITS for halvings in range(3)), Part("series", 0.02))
+PARTS = (
+    *(Part(unit, math.inf, halvings) for unit in UNITS for halvings in range(3)),
+    Part("series", 0.02),
+    *(Part(unit, math.inf, usual=True) for unit in UNITS),
+    Part("series", 0.02, usual=True),
+)
 
 
 class PanelState(NamedTuple):
@@ -327,7 +333,8 @@ class TitansForecaster(PanelForecaster):
             seed=seed,
         )
         # Where it is off nothing is forecast by it, and the plain one will do.
-        ways: Any = {"units": UNITS, "poolings": POOLINGS, "blends": BLENDS, "shares": SHARES, "parts": PARTS}
+        ways: Any = {"units": UNITS, "poolings": POOLINGS, "blends": BLENDS, "parts": PARTS}
+        ways |= {"pulls": PULLS, "shares": SHARES}
         path = linear_fit(panel, train_ends=ends, **(ways if settings.linear else {}))
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
@@ -415,6 +422,7 @@ class TitansForecaster(PanelForecaster):
                 poolings=(path.pooling,),
                 blends=(path.blend,),
                 shares=(path.share,),
+                pulls=(path.pulled,),
                 mix=path.mix,
             )
             path = replace(whole, losses=path.losses)
@@ -467,7 +475,7 @@ class TitansForecaster(PanelForecaster):
         windows = part.series.window.cpu().numpy()
         own, steps = part.fading.own.cpu().numpy(), part.steps.cpu().numpy()
         if self.linear_ is not None:
-            linear = apply_linear(self.linear_, windows, own, steps)
+            linear = apply_linear(self.linear_, windows, own, steps, self.fading_.usual(part.fading))
             base = np.where(np.isnan(linear), base, linear)
         main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
@@ -540,6 +548,7 @@ class TitansForecaster(PanelForecaster):
             "steps": known.state.steps,
             "rates": torch.from_numpy(self.fading_.rates),
             "rate_weights": torch.from_numpy(self.fading_.weights),
+            "known": torch.from_numpy(self.fading_.known),
             "errors": torch.from_numpy(self.calibration_.table),
             "error_habits": torch.from_numpy(self.calibration_.habits),
             "error_sizes": torch.from_numpy(self.calibration_.sizes),
@@ -553,6 +562,8 @@ class TitansForecaster(PanelForecaster):
             tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
+            if self.linear_.pull is not None:
+                tensors["pull"] = torch.from_numpy(self.linear_.pull)
             if self.linear_.profile is not None:
                 tensors["profile"] = torch.from_numpy(self.linear_.profile)
         write_checkpoint(path, config, tensors)
@@ -592,6 +603,7 @@ class TitansForecaster(PanelForecaster):
         forecaster.fading_ = Fading(
             rates=tensors["rates"].numpy(),
             weights=tensors["rate_weights"].numpy(),
+            known=tensors["known"].numpy(),
             season=config["fading"]["season"],
             ids=tuple(id_from_json(name) for name in config["fading"]["ids"]),
         )
@@ -686,7 +698,8 @@ def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: 
     order = np.argsort(origins / panel.lengths[series], kind="stable")
     series, origins = series[order], origins[order]
     contexts, truth = cut(windows, series, origins)
-    main = apply_linear(path, contexts, path.rows_of(panel.ids)[series], panel.starts[series] + origins)
+    rows, steps = path.rows_of(panel.ids)[series], panel.starts[series] + origins
+    main = apply_linear(path, contexts, rows, steps, panel.means_before(series, origins))
     return Said(series, origins, truth, main, None, window_scale(torch.from_numpy(contexts))[1].numpy())
 
 
@@ -750,9 +763,9 @@ def _as_torch(path: LinearPath, panel: Panel) -> Any:
     these of their rows [B]."""
 
     def linear(contexts: Tensor, series: Tensor, rows: Tensor) -> Tensor:
-        owner = series.cpu().numpy()
-        steps = panel.starts[owner] + rows.cpu().numpy()
-        forecast: Float = apply_linear(path, contexts.cpu().numpy(), owner + 1, steps)
+        owner, place = series.cpu().numpy(), rows.cpu().numpy()
+        steps, usual = panel.starts[owner] + place, panel.means_before(owner, place)
+        forecast: Float = apply_linear(path, contexts.cpu().numpy(), owner + 1, steps, usual)
         return torch.from_numpy(forecast).to(contexts.device)
 
     return linear
@@ -766,9 +779,11 @@ def _linear_to_json(path: LinearPath) -> dict[str, Any]:
         "pooling": pooling,
         "blend": path.blend,
         "mix": [
-            [part.unit, None if part.pooling == math.inf else part.pooling, part.halvings, s] for part, s in path.mix
+            [part.unit, None if part.pooling == math.inf else part.pooling, part.halvings, part.usual, share]
+            for part, share in path.mix
         ],
         "share": path.share,
+        "pulled": path.pulled,
         "ids": ids_to_json(path.ids),
     }
 
@@ -777,7 +792,10 @@ def _linear_from_json(saved: dict[str, Any], tensors: dict[str, Tensor]) -> Line
     pooling = math.inf if saved["pooling"] is None else saved["pooling"]
     ids = tuple(id_from_json(name) for name in saved["ids"])
     profile = tensors["profile"].numpy() if "profile" in tensors else None
-    mix = tuple((Part(unit, math.inf if to is None else to, halved), s) for unit, to, halved, s in saved["mix"])
+    mix = tuple(
+        (Part(unit, math.inf if to is None else to, halvings, usual), share)
+        for unit, to, halvings, usual, share in saved["mix"]
+    )
     return LinearPath(
         weights=tensors["linear"].numpy(),
         penalty=saved["penalty"],
@@ -789,6 +807,8 @@ def _linear_from_json(saved: dict[str, Any], tensors: dict[str, Tensor]) -> Line
         share=saved["share"],
         profile=profile,
         mix=mix,
+        pulled=saved["pulled"],
+        pull=tensors["pull"].numpy() if "pull" in tensors else None,
     )
 
 

@@ -1,7 +1,8 @@
 """The closed-form linear path: a map from a context to the horizon, shared by all series or drawn towards each one.
 
-It is a ridge regression on windows that are drawn by index and never held all at once, and what it leaves over at every
-place of the season in each series, which a context of a day or two does not tell.
+It is a ridge regression on windows that are drawn by index and never held all at once, and two things besides that a
+context of a day or two does not tell: how far it lies from what is usual in its series, and what the map leaves over at
+every place of the season in each.
 
 Axes: N series, M maps, W windows, B windows of one block, L context, H horizon, P places of a season. The mean of a
 context is taken out before the map and put back after it, so the maps are equivariant: forecasting `c * y + d` gives
@@ -39,6 +40,8 @@ SURE = 2.0  # standard errors by which a gain must exceed nothing
 FEWEST = 4  # groups, and horizons of validation rows of all series, below which a gain says nothing
 # of what the maps leave over at every place of the season in the past: much of it was that year's
 SHARES = (0.3, 0.0, 0.5, 0.7)
+# of what the distance of a context from the usual was worth in the past: what came back then need not do so again
+PULLS = (0.3, 0.0, 0.5, 0.7)
 SEASONS = 100.0  # after which a place of the season has half of that share: few say little
 CROSSED_JUDGED, CROSSED_STEPS = 8192, 120  # windows, and steps of the horizon, that say what a path is averaged of
 CROSSED = 2  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
@@ -53,11 +56,13 @@ Unit: TypeAlias = Literal["series", "window"]
 
 class Part(NamedTuple):
     """One way to fit a map: what errors are measured in, how strongly the maps of single series are drawn to the shared
-    one (infinite: there are none), and how often the context is halved before, so that its last rows are left."""
+    one (infinite: there are none), how often the context is halved before, so that its last rows are left, and whether
+    a whole context has one input more: the distance from its mean to that of all values so far."""
 
     unit: Unit = "series"
     pooling: float = math.inf
     halvings: int = 0
+    usual: bool = False
 
 
 Mix: TypeAlias = tuple[tuple[Part, float], ...]
@@ -65,9 +70,13 @@ Mix: TypeAlias = tuple[tuple[Part, float], ...]
 
 @dataclass(frozen=True)
 class LinearPath:
-    """`forecast = mean + (context - mean) @ weights[map] + pace * profile[row, place]`, weights `[M, L, H]`.
+    """`forecast = mean + (context - mean) @ weights[map] + (usual - mean) * pull[map] + pace * profile[row, place]`,
+    weights `[M, L, H]`.
 
     Map 0 is the one that all series share; series `ids[i]` has row `1 + i`, and a map of its own where M is not 1.
+    `usual` is the mean of all values of a series so far, and `pull` `[M, H]` how much of its distance from the
+    context's mean is made good: what the parts of `mix` say, and the share `pulled` of what they leave over; None:
+    nothing.
     `profile` `[1 + N, P, H]` holds `share` of what the maps leave over on average where a forecast begins at this place
     of the season (its step of the clock modulo P), in units of the context's `pace`, and nothing in row 0, which is for
     strangers; None: nothing anywhere. `penalty` is relative to the mean eigenvalue of the Gram matrix. `losses` holds
@@ -88,6 +97,8 @@ class LinearPath:
     share: float = 0.0
     profile: Float | None = None
     mix: Mix = ()
+    pulled: float = 0.0
+    pull: Float | None = None
 
     @property
     def season(self) -> int:
@@ -143,18 +154,28 @@ class Block(NamedTuple):
 
 class SeasonSums(NamedTuple):
     """Sums over the windows that begin at every place of the season, in each series: contexts without their means
-    `[N, P, L]` and targets without those means `[N, P, H]`, both times the context's pace, the squares of that
-    `[N, P]`, and how many windows there are `[N, P]`."""
+    `[N, P, L]`, targets without those means `[N, P, H]` and the distances of these means from the usual `[N, P]`, all
+    times the context's pace, the squares of that `[N, P]`, and how many windows there are `[N, P]`."""
 
     x: Float
     y: Float
+    apart: Float
     squares: Float
     counts: Int
 
 
+class PullSums(NamedTuple):
+    """Sums over the windows of each series: contexts without their means `[N, L]` and targets without those means
+    `[N, H]`, both times the distance of the mean from the usual, and the squares of that `[N]`."""
+
+    x: Float
+    y: Float
+    squares: Float
+
+
 class Gram(NamedTuple):
     """Sums over windows, each times the weight of its series, of each series or (M = 1) of all: `X'X` `[M, L, L]`,
-    `X'Y` `[M, L, H]`; over all, the sum of `Y²` and of the weights."""
+    `X'Y` `[M, L, H]`; over all, the sum of `Y²` and of the weights. The distance from the usual is one input more."""
 
     xx: Float
     xy: Float
@@ -175,6 +196,7 @@ def fit_linear(
     blends: Sequence[tuple[float, ...]] = ((1.0,),),
     season: int = 1,
     shares: Sequence[float] = (0.0,),
+    pulls: Sequence[float] = (0.0,),
     parts: Sequence[Part] = (),
     mix: Mix = (),
     seed: int | np.random.RandomState | None = None,
@@ -191,10 +213,11 @@ def fit_linear(
     to its windows and to the pooled windows of all, scaled to the weight of `pooling` average series: a hierarchical
     ridge. Single maps that would hold more than `OWN_NUMBERS` together are not made. blends: shares of the maps of the
     whole context, its later half, its last quarter, ...; averages of linear maps are one linear map, and err less than
-    each. season, shares: how much of what the maps leave over at every place of a season of so many steps is added, in
-    each series for itself (`with_profile`); nothing where that would take more than `PROFILE_NUMBERS`. Of several
-    units, poolings, blends and shares the first is taken unless the validation windows are sure of another, by squared
-    and absolute error together (`Trials`): their order matters.
+    each. pulls: how much of what the distance of a context from the usual was worth is added (`with_pull`). season,
+    shares: how much of what the maps leave over at every place of a season of so many steps is added, in each series
+    for itself (`with_profile`); nothing where that would take more than `PROFILE_NUMBERS`. Of several units, poolings,
+    blends, pulls and shares the first is taken unless the validation windows are sure of another, by squared and
+    absolute error together (`Trials`): their order matters.
 
     parts: in long series, what the path is averaged of instead, with shares found in blocks of the whole past, the
     first part being what they are measured by (`crossed`); units, poolings and blends are left alone then. mix: parts
@@ -236,6 +259,10 @@ def fit_linear(
     else:
         poolings = [value for value in poolings if small or value == math.inf] or [math.inf]
         best = tried(chosen, scales, accumulate(checked, scales), trials, penalties, units, poolings, blends)
+    if any(pulls):
+        far = pull_sums(chosen)
+        plain, heard = best, panel.shares / scales**2
+        best = trials.best(with_pull(plain, far, share, heard) for share in pulls)
     if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > PROFILE_NUMBERS:
         return best
     sums = season_sums(chosen, season)
@@ -288,8 +315,8 @@ def crossed(
     learnt from, about. There is nothing to say where windows are wholly observed in few blocks.
     """
     turns = in_turn(panel, context, horizon, count)
-    every = -(-horizon // CROSSED_STEPS)
-    held = [gathered(spread(windows, CROSSED_JUDGED // count), scales, every) for windows in turns[::2]]
+    every, usual = -(-horizon // CROSSED_STEPS), any(part.usual for part in parts)
+    held = [gathered(spread(windows, CROSSED_JUDGED // count), scales, every, usual) for windows in turns[::2]]
     if sum(len(series) > 0 for series, _, _ in held) < FEWEST:
         return (), {}
     total = sum(windows.total for windows in turns)
@@ -298,10 +325,13 @@ def crossed(
     errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
     losses: dict[float, float] = {}
     for unit in dict.fromkeys(part.unit for part in parts):
-        shared = all_but_one(accumulate(windows, scales, unit, every=every) for windows in learnt)
+        shared = all_but_one(accumulate(windows, scales, unit, every=every, usual=usual) for windows in learnt)
         if not losses:
             squares = [
-                [np.square(contexts @ weights - targets).sum() for weights in solve(xx, xy, penalties)]
+                [
+                    np.square(contexts[:, :context] @ weights - targets).sum()
+                    for weights in solve(xx[:context, :context], xy[:context], penalties)
+                ]
                 for (xx, xy), (_, contexts, targets) in zip(shared, held, strict=True)
             ]
             size = sum(targets.size for _, _, targets in held)
@@ -310,16 +340,18 @@ def crossed(
         numbers = [number for number, part in enumerate(parts) if part.unit == unit]
         for number in (n for n in numbers if parts[n].pooling == math.inf):
             for (xx, xy), (_, contexts, _), error in zip(shared, held, errors, strict=True):
-                error[number] += contexts @ nested(xx, xy, parts[number].halvings, penalty)
+                error[number] += contexts @ map_of(parts[number], xx, xy, context, penalty)
         numbers = [number for number in numbers if parts[number].pooling < math.inf]
         for row in np.flatnonzero(seen) if numbers else ():
-            own = all_but_one(accumulate(only(windows, row), scales, unit, every=every) for windows in learnt)
+            own = all_but_one(
+                accumulate(only(windows, row), scales, unit, every=every, usual=usual) for windows in learnt
+            )
             for (xx, xy), (all_xx, all_xy), (series, contexts, _), error in zip(own, shared, held, errors, strict=True):
                 here = series == row
                 for number in numbers if here.any() else ():
                     part, share = parts[number], parts[number].pooling / panel.shares[seen].sum()
                     own_xx, own_xy = xx / panel.shares[row] + share * all_xx, xy / panel.shares[row] + share * all_xy
-                    error[number, here] += contexts[here] @ nested(own_xx, own_xy, part.halvings, penalty)
+                    error[number, here] += contexts[here] @ map_of(part, own_xx, own_xy, context, penalty)
     products = [np.tensordot(error, error, ((1, 2), (1, 2))) for error in errors if error.size]
     found = shares_of(np.stack([each / max(each[0, 0], 1e-300) for each in products]))
     kept = found * (found >= LEAST)
@@ -379,27 +411,61 @@ def shares_of(products: Float) -> Float:
 
 def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: dict[float, float]) -> LinearPath:
     """The path that is the average of these parts, a series without windows having what all share."""
-    panel, single = chosen.panel, any(part.pooling < math.inf for part, _ in mix)
-    weights = np.zeros((1 + len(panel) if single else 1, chosen.context, chosen.horizon))
+    panel, context, single = chosen.panel, chosen.context, any(part.pooling < math.inf for part, _ in mix)
+    usual = any(part.usual for part, _ in mix)
+    weights = np.zeros((1 + len(panel) if single else 1, context + usual, chosen.horizon))
     for unit in dict.fromkeys(part.unit for part, _ in mix):
         parts = [(part, share) for part, share in mix if part.unit == unit]
-        gram = accumulate(chosen, scales, unit, own=any(part.pooling < math.inf for part, _ in parts))
+        gram = accumulate(chosen, scales, unit, own=any(part.pooling < math.inf for part, _ in parts), usual=usual)
         for part, share in parts:
-            shared = share * nested(gram.xx.sum(0), gram.xy.sum(0), part.halvings, penalty)
+            shared = share * map_of(part, gram.xx.sum(0), gram.xy.sum(0), context, penalty)
             if part.pooling == math.inf:
                 weights += shared
                 continue
             weights[0] += shared
             for own, xx, xy in zip(weights[1:], *pooled(gram, part.pooling, panel.shares), strict=True):
-                own += share * nested(xx, xy, part.halvings, penalty)
-    return LinearPath(weights, penalty, losses, ids=panel.ids if single else (), mix=mix)
+                own += share * map_of(part, xx, xy, context, penalty)
+    maps, pull = np.ascontiguousarray(weights[:, :context]), weights[:, context].copy() if usual else None
+    return LinearPath(maps, penalty, losses, ids=panel.ids if single else (), mix=mix, pull=pull)
+
+
+def pull_sums(windows: Windows) -> PullSums:
+    """Sums of the windows by series."""
+    panel = windows.panel
+    x, y = np.zeros((len(panel), windows.context)), np.zeros((len(panel), windows.horizon))
+    squares = np.zeros(len(panel))
+    for _, series, rows, contexts, targets in blocks(windows):
+        centred, mean = centre(contexts)
+        apart = panel.means_before(series, rows) - mean
+        first = np.flatnonzero(np.diff(series, prepend=-1))  # windows come series by series
+        x[series[first]] += np.add.reduceat(apart[:, None] * centred, first)
+        y[series[first]] += np.add.reduceat(apart[:, None] * (targets - mean[:, None]), first)
+        squares += np.bincount(series, apart**2, minlength=len(panel))
+    return PullSums(x, y, squares)
+
+
+def with_pull(path: LinearPath, sums: PullSums, share: float, heard: Float) -> LinearPath:
+    """The path with this share of what the distance of a context from the usual adds to what it says, by least squares
+    over all series, each as much as `heard` `[N]` says.
+
+    A context of a day or two does not tell whether its level is that of the series or a passing one.
+    """
+    squares = float(heard @ sums.squares)
+    if not share or not squares > 0:
+        return path
+    single = len(path.weights) > 1
+    said = np.einsum("nl,nlh->nh", sums.x, path.weights[1:]) if single else sums.x @ path.weights[0]
+    pull = np.zeros_like(path.weights[:, 0]) if path.pull is None else path.pull
+    said = said + sums.squares[:, None] * (pull[1:] if single else pull)
+    return replace(path, pulled=share, pull=pull + share * (heard @ (sums.y - said)) / squares)
 
 
 def season_sums(windows: Windows, season: int) -> SeasonSums:
     """Sums of the windows by series and place of the season."""
     shape, starts = (len(windows.panel), season), windows.panel.starts
     count = len(windows.panel) * season
-    x, y, squares = np.zeros((count, windows.context)), np.zeros((count, windows.horizon)), np.zeros(count)
+    x, y = np.zeros((count, windows.context)), np.zeros((count, windows.horizon))
+    apart, squares = np.zeros(count), np.zeros(count)
     counts = np.zeros(count, dtype=np.int64)
     for _, series, rows, contexts, targets in blocks(windows):
         key = series * season + (starts[series] + rows) % season
@@ -409,9 +475,11 @@ def season_sums(windows: Windows, season: int) -> SeasonSums:
         first = np.flatnonzero(np.diff(key, prepend=-1))
         x[key[first]] += np.add.reduceat(speed[:, None] * centred, first)
         y[key[first]] += np.add.reduceat(speed[:, None] * (targets[order] - mean[:, None]), first)
+        apart += np.bincount(key, speed * (windows.panel.means_before(series, rows)[order] - mean), minlength=count)
         squares += np.bincount(key, speed**2, minlength=count)
         counts += np.bincount(key, minlength=count)
-    return SeasonSums(x.reshape(*shape, -1), y.reshape(*shape, -1), squares.reshape(shape), counts.reshape(shape))
+    sums = x.reshape(*shape, -1), y.reshape(*shape, -1), apart.reshape(shape), squares.reshape(shape)
+    return SeasonSums(*sums, counts.reshape(shape))
 
 
 def with_profile(path: LinearPath, sums: SeasonSums, share: float, ids: tuple[Hashable, ...]) -> LinearPath:
@@ -424,6 +492,9 @@ def with_profile(path: LinearPath, sums: SeasonSums, share: float, ids: tuple[Ha
     profile = np.zeros((1 + len(ids), *sums.y.shape[1:]))
     np.matmul(-sums.x, maps, out=profile[1:])
     profile[1:] += sums.y
+    if path.pull is not None:
+        pulls = path.pull[1:] if len(path.pull) > 1 else path.pull
+        profile[1:] -= sums.apart[..., None] * pulls[:, None]
     profile[1:] *= sure[..., None]
     return replace(path, share=share, profile=profile, ids=ids)
 
@@ -497,6 +568,16 @@ def nested(xx: Float, xy: Float, halvings: int, penalty: float) -> Float:
     return weights
 
 
+def map_of(part: Part, xx: Float, xy: Float, context: int, penalty: float) -> Float:
+    """The map of a part `[K, H]` from sums over windows of K inputs, of which the first are the context; all others
+    have weights of 0 where the part does not look at the usual."""
+    if part.usual:
+        return solve(xx, xy, (penalty,))[0]
+    weights = np.zeros_like(xy)
+    weights[:context] = nested(xx[:context, :context], xy[:context], part.halvings, penalty)
+    return weights
+
+
 class Trials:
     """Tells which of several paths the validation windows prefer: the one with the least squared and absolute error
     together, relative to those of the first path ever judged.
@@ -545,8 +626,8 @@ class Trials:
         as its weight says; nothing where no validation window is wholly observed."""
         sums, count, shares = np.zeros((len(blends), GROUPS, 2)), np.zeros(GROUPS), self.windows.panel.shares
         for place, series, rows, contexts, targets in blocks(self.windows):
-            steps = self.windows.panel.starts[series] + rows
-            said = [apply_linear(part, contexts, series + 1, steps) for part in parts]
+            steps, usual = self.windows.panel.starts[series] + rows, self.windows.panel.means_before(series, rows)
+            said = [apply_linear(part, contexts, series + 1, steps, usual) for part in parts]
             group = self.group[place]
             count += np.bincount(group, shares[series], minlength=GROUPS)
             for number, blend in enumerate(blends):
@@ -577,10 +658,17 @@ def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
     return bool(gain.mean() > max(INDIFFERENCE * other.mean(), SURE * gain.std(ddof=1) / count**0.5))
 
 
-def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, steps: Int | None = None) -> Float:
-    """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers) and
-    begin at these steps of the clock `[B]`; NaN takes the last value before it, and nothing but NaN stays NaN. Where
-    the step is not known (None, or `LOST`), nor is the place of the season, and there is no profile."""
+def apply_linear(
+    path: LinearPath,
+    contexts: Float,
+    rows: Int | None = None,
+    steps: Int | None = None,
+    usual: Float | None = None,
+) -> Float:
+    """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers),
+    begin at these steps of the clock `[B]` and have these means of all their values so far `[B]`; NaN takes the last
+    value before it, and nothing but NaN stays NaN. Where the step is not known (None, or `LOST`), nor is the place of
+    the season, and there is no profile; where the mean is not known (None, or NaN), nothing pulls."""
     centred, mean = centre(contexts)
     if rows is None or len(path.weights) == 1 or not rows.any():
         forecast: Float = mean[:, None] + centred @ path.weights[0]
@@ -589,6 +677,9 @@ def apply_linear(path: LinearPath, contexts: Float, rows: Int | None = None, ste
         order = np.argsort(rows, kind="stable")
         for some in np.split(order, np.flatnonzero(np.diff(rows[order])) + 1):
             forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
+    if path.pull is not None and usual is not None:
+        owner = 0 if rows is None or len(path.pull) == 1 else rows
+        forecast += np.nan_to_num(usual - mean)[:, None] * path.pull[owner]
     if path.profile is not None and rows is not None and steps is not None:
         placed = np.where(steps < LOST // 2, 0, rows)  # the profile of strangers is nothing
         forecast += pace(centred, contexts)[:, None] * path.profile[placed, steps % path.season]
@@ -746,32 +837,46 @@ def only(windows: Windows, row: int | np.int64) -> Windows:
     return windows._replace(chosen=windows.chosen[slice(*np.searchsorted(windows.chosen, [begin, stop]))])
 
 
-def standardised(windows: Windows, scales: Float, unit: Unit, every: int = 1) -> Iterator[tuple[Int, Float, Float]]:
+def standardised(
+    windows: Windows, scales: Float, unit: Unit, every: int = 1, usual: bool = False
+) -> Iterator[tuple[Int, Float, Float]]:
     """Of which series some windows are, and their contexts and targets (the first and every so-manieth after it)
     without the means of the contexts, in units of each series' scale `[N]` or of each window's own and as heavy as the
-    series, block after block."""
-    for _, series, _, contexts, targets in blocks(windows):
+    series, block after block. usual: behind every context its distance from the usual."""
+    for _, series, rows, contexts, targets in blocks(windows):
         centred, mean = centre(contexts)
+        if usual:
+            centred = np.column_stack([centred, windows.panel.means_before(series, rows) - mean])
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
         size = (size / np.sqrt(windows.panel.shares[series]))[:, None]
         yield series, centred / size, (targets[:, ::every] - mean[:, None]) / size
 
 
-def gathered(windows: Windows, scales: Float, every: int) -> tuple[Int, Float, Float]:
-    """All windows at once: of which series `[W]`, contexts `[W, L]` and every so-manieth target as `standardised` has
-    them."""
-    empty = np.zeros(0, dtype=np.int64), np.zeros((0, windows.context)), np.zeros((0, windows.horizon))[:, ::every]
-    series, contexts, targets = zip(empty, *standardised(windows, scales, "series", every), strict=True)
+def gathered(windows: Windows, scales: Float, every: int, usual: bool) -> tuple[Int, Float, Float]:
+    """All windows at once: of which series `[W]`, inputs `[W, L]` or `[W, L + 1]` and every so-manieth target as
+    `standardised` has them."""
+    size = windows.context + usual
+    empty = np.zeros(0, dtype=np.int64), np.zeros((0, size)), np.zeros((0, windows.horizon))[:, ::every]
+    series, contexts, targets = zip(empty, *standardised(windows, scales, "series", every, usual), strict=True)
     return np.concatenate(series), np.concatenate(contexts), np.concatenate(targets)
 
 
-def accumulate(windows: Windows, scales: Float, unit: Unit = "series", *, own: bool = False, every: int = 1) -> Gram:
+def accumulate(
+    windows: Windows,
+    scales: Float,
+    unit: Unit = "series",
+    *,
+    own: bool = False,
+    every: int = 1,
+    usual: bool = False,
+) -> Gram:
     """The Gram of the windows, in units of each series' scale `[N]` or of each window's own, one block in memory at a
-    time; `own` keeps the series apart, and `every` takes the first target and every so-manieth after it."""
-    length, shares = windows.context, windows.panel.shares
+    time; `own` keeps the series apart, `every` takes the first target and every so-manieth after it, and `usual` adds
+    an input, the distance of each context from the usual."""
+    length, shares = windows.context + usual, windows.panel.shares
     maps, steps = len(windows.panel) if own else 1, -(-windows.horizon // every)
     xx, xy, yy, count = np.zeros((maps, length, length)), np.zeros((maps, length, steps)), 0.0, 0.0
-    for series, x, y in standardised(windows, scales, unit, every):
+    for series, x, y in standardised(windows, scales, unit, every, usual):
         cuts = np.flatnonzero(np.diff(series)) + 1 if own else series[:0]  # windows come series by series
         for begin, end in zip([0, *cuts], [*cuts, len(x)], strict=True):
             place = series[begin] if own else 0

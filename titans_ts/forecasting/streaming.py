@@ -58,6 +58,7 @@ class StreamingForecaster:
         self.model, self.readout, self.levels = model, readout, levels
         self.adapt, self.point, self.non_negative = adapt, point, non_negative
         *parts, own = (part.cpu().numpy().copy() for part in held)
+        parts[2], parts[-1] = readout.seen, readout.means  # the same arrays: an update is seen by both
         self._fading = (fading.rates, fading.weights, own, *parts)
         shares = [getattr(calibration, name) for name in ("mean", "median", "head", "width", "lean", "bounded")]
         shares.append(point == "median")
@@ -80,13 +81,17 @@ class StreamingForecaster:
         )
         model, held = forecaster.model_, forecaster._known.state
         linear, profile = np.zeros((0, model.config.context * model.config.horizon)), np.zeros((1, 0))
+        pull, known = np.zeros((1, 0)), np.array(forecaster.fading_.known, order="C")
         path = forecaster.linear_
         if path is not None:
             linear = np.array(path.weights, dtype=np.float64, order="C").reshape(-1, linear.shape[1])
             if path.profile is not None:
                 profile = np.array(path.profile, dtype=np.float64, order="C").reshape(len(path.profile), -1)
+            if path.pull is not None:
+                pull = np.array(path.pull, dtype=np.float64, order="C")
         rows, steps = (part.cpu().numpy().copy() for part in (held.fading.own, held.steps))
-        readout = Readout(linear, profile, rows, steps, float(forecaster.correction_))
+        seen, means = (part.cpu().numpy().copy() for part in (held.fading.counts, held.fading.mean))
+        readout = Readout(linear, profile, pull, known, seen, means, rows, steps, float(forecaster.correction_))
         with torch.no_grad():
             fused = FusedModel(model, held.series)
         return cls(
@@ -145,10 +150,10 @@ class StreamingForecaster:
         else:
             places = self._checked(rows)
         points, quantiles, scales = self.model.forecast(places, self.readout)
-        rates, weights, own, members, _, *held = self._fading
+        rates, weights, own, members, _, *held, _ = self._fading
         finish_some(
-            places, rates, weights, own, members, *held, self.readout.steps, self._shares, self._middle, self._table,
-            self._habits, self._sizes, scales, points, quantiles,
+            places, rates, weights, own, members, *held, self.readout.known, self.readout.steps, self._shares,
+            self._middle, self._table, self._habits, self._sizes, scales, points, quantiles,
         )  # fmt: skip
         if self.non_negative:
             return Forecast(points, quantiles, self.levels, least=0.0).cut()

@@ -41,7 +41,7 @@ FEWEST = 4  # groups below which a gain over them says nothing
 GROUPS, GROUP = 8, 16  # validation sequences come in so many groups, or in more of at most so many sequences
 DOUBT = 0.05  # what the whole correction must bring more where one horizon was validated
 COMPARED = 2**18  # values of a group of validation forecasts that judge the correction, at most
-SURE = 1.0  # standard errors by which a gain must exceed nothing
+SURE = 2.0  # standard errors by which a gain must exceed nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

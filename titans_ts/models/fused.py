@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..core.config import LOST, require
 from ..core.networks import layer_shapes
 from ..core.ops.backends import rule_of
+from ..core.ops.fading import usual
 from ..core.ops.numba_cpu import compiled, gelu, sigmoid, square_sum, threads, through, through_rows, token
 from ..core.ops.reference import at_rest
 from ..core.state import MemoryState
@@ -90,13 +91,19 @@ class Readout(NamedTuple):
     """What makes a forecast in the units of the series of what the head says.
 
     linear: maps of the centred window to its future, [M, L * F]; M may be 0. profile: what each series has at every
-    place of the season beside, [N, C * F]; C may be 0. rows: which row of either each series has, [N]; a single map is
+    place of the season beside, [N, C * F]; C may be 0. pull: what the distance of the usual value from the window's
+    mean adds, [M, F] or [1, 0]; known [N, 4], seen [N, C], means [N]: what is usual, by `fit` and by now, see
+    `core.ops.fading.usual`. rows: which row of linear, profile, pull and known each series has, [N]; a single map is
     everybody's, and with 0 there is no profile. steps: which step of the clock comes next, [N]; where that is `LOST`
     there is no profile either. correction: factor on the head's expected value.
     """
 
     linear: NDArray[np.float64]
     profile: NDArray[np.float64]
+    pull: NDArray[np.float64]
+    known: NDArray[np.float64]
+    seen: NDArray[np.int64]
+    means: NDArray[np.float64]
     rows: NDArray[np.int64]
     steps: NDArray[np.int64]
     correction: float
@@ -308,10 +315,13 @@ def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, 
 
 @compiled
 @no_type_check
-def foresee(sizes, weights, linear, profile, correction, state, exact, counts, work, wide, point, offsets):
+def foresee(
+    sizes, weights, linear, profile, pull, typical, correction, state, exact, counts, work, wide, point, offsets
+):  # fmt: skip
     """The forecast of one series: point [F], the head's quantiles around it [F, Q], and the scale of its window.
-    linear: its map [L F], flat; profile: what is added in units of the window's pace [F], or nothing; work: of the
-    network's precision, wide: [L] in float64."""
+    linear: its map [L F], flat; profile: what is added in units of the window's pace [F], or nothing; pull: what is
+    added for each unit that the usual value lies off the window's mean [F], or nothing; work: of the network's
+    precision, wide: [L] in float64."""
     kind = weights.dtype.type
     dim, patch, seen, rank, context = sizes.dim, sizes.patch, sizes.seen, sizes.rank, sizes.context
     horizon, levels, steps = sizes.horizon, sizes.quantiles, sizes.horizon + sizes.patch
@@ -389,6 +399,8 @@ def foresee(sizes, weights, linear, profile, correction, state, exact, counts, w
             point[f] += mean
         for f in range(len(profile)):
             point[f] += moved * profile[f]
+        for f in range(len(pull)):
+            point[f] += (typical - mean) * pull[f]
     else:
         point[:] = level
     for f in range(horizon):
@@ -436,8 +448,8 @@ all_updates = njit(cache=True, parallel=True)(_all_updates)
 
 @compiled
 @no_type_check
-def some_forecasts(first, last, sizes, weights, linear, profile, own, steps, correction, rows, state, exact, counts,
-                   work, wide, points, offsets, scales):  # fmt: skip
+def some_forecasts(first, last, sizes, weights, linear, profile, pull, known, seen, means, own, steps, correction, rows,
+                   state, exact, counts, work, wide, points, offsets, scales):  # fmt: skip
     """The forecasts of the rows from place `first` to before `last`."""
     for i in range(first, last):
         r = rows[i]
@@ -446,18 +458,21 @@ def some_forecasts(first, last, sizes, weights, linear, profile, own, steps, cor
         if profile.shape[1] and own[r] > 0 and steps[r] > LOST // 2:
             place = steps[r] % (profile.shape[1] // sizes.horizon) * sizes.horizon
             beside = profile[own[r], place : place + sizes.horizon]
+        pulled = pull[own[r] if len(pull) > 1 else 0]
         scales[i] = foresee(
-            sizes, weights, map_, beside, correction, state[r], exact[r], counts[r], work, wide, points[i], offsets[i]
+            sizes, weights, map_, beside, pulled, usual(seen[r], means[r], known[own[r]]), correction, state[r],
+            exact[r], counts[r], work, wide, points[i], offsets[i],
         )  # fmt: skip
 
 
 @no_type_check
-def _all_forecasts(parts, sizes, weights, linear, profile, own, steps, correction, rows, state, exact, counts, work,
-                   wide, points, offsets, scales):  # fmt: skip
+def _all_forecasts(parts, sizes, weights, linear, profile, pull, known, seen, means, own, steps, correction, rows,
+                   state, exact, counts, work, wide, points, offsets, scales):  # fmt: skip
     for part in prange(parts):
         some_forecasts(
-            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, profile, own, steps,
-            correction, rows, state, exact, counts, work[part], wide[part], points, offsets, scales,
+            part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, profile, pull, known,
+            seen, means, own, steps, correction, rows, state, exact, counts, work[part], wide[part], points, offsets,
+            scales,
         )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ K rates (alpha of the level, beta of the trend, how much of the trend is left af
 M steps of a season, F future step. Of one series: members [K, 2 + M] are level, trend and season; recent [M] the values
 of the last season, NaN where missing; counts [3 + M] are steps, observations, changes seen over a season, and
 observations at every place of the season; edges [2] are the least and the greatest value so far, stood [2] how often it
-stood at each.
+stood at each; mean [1] is that of all values.
 """
 
 import math
@@ -43,7 +43,7 @@ def strict(function: F) -> F:
 
 @strict
 @no_type_check
-def take_in(value, rates, weights, members, recent, counts, surprise, edges, stood):
+def take_in(value, rates, weights, members, recent, counts, surprise, edges, stood, mean):
     """One value of one series, NaN where missing: levels and trends move on, and learn from what was observed.
 
     surprise [1]: the mean distance of the values from their weighted forecast a step before.
@@ -72,6 +72,7 @@ def take_in(value, rates, weights, members, recent, counts, surprise, edges, sto
     if seen:
         surprise[0] += max(SURPRISE_RATE, 1.0 / seen) * (abs(value - said) - surprise[0])
     counts[1] += 1
+    mean[0] += (value - mean[0]) / counts[1]
     counts[2] += changed
     counts[3 + place] += 1
     for side in range(2):
@@ -82,10 +83,32 @@ def take_in(value, rates, weights, members, recent, counts, surprise, edges, sto
 
 @strict
 @no_type_check
-def bounds_of(counts, edges, stood, out):
-    """out [2] = what a series does not go below and not above: an edge at which it stood often, else an infinity."""
+def usual(counts, mean, known):
+    """The mean of all values of one series: where fewer were seen than are known from elsewhere, known [4] being the
+    mean, the number, the least and the greatest of those, they stand in for what is missing. NaN where nothing is
+    known."""
+    if counts[1] == 0 and known[1] == 0:
+        return math.nan
+    return mean + max(1.0 - counts[1] / max(known[1], 1.0), 0.0) * (known[0] - mean)
+
+
+@strict
+@no_type_check
+def usual_rows(counts, means, known, own, out):
+    """out [N] = the mean of all values of some series."""
+    for i in range(len(own)):
+        out[i] = usual(counts[i], means[i], known[own[i]])
+
+
+@strict
+@no_type_check
+def bounds_of(counts, edges, stood, known, out):
+    """out [2] = what a series does not go below and not above: an edge at which it stood often, else an infinity.
+
+    known [4]: see `usual`; an edge that it once went beyond is none."""
     for side in range(2):
         held = stood[side] >= max(HELD * counts[1], HELD_TIMES)
+        held = held and (edges[1] >= known[3] if side else edges[0] <= known[2])
         out[side] = edges[side] if held else (math.inf if side else -math.inf)
 
 
@@ -121,20 +144,21 @@ def within(value, bounds):
 
 @strict
 @no_type_check
-def take_in_some(rows, values, rates, weights, own, members, recent, counts, surprise, edges, stood):
+def take_in_some(rows, values, rates, weights, own, members, recent, counts, surprise, edges, stood, means):
     """One value of each of these rows, in place: row r has the weights[own[r]]."""
     for i in range(len(rows)):
         r = rows[i]
         take_in(
-            values[i], rates, weights[own[r]], members[r], recent[r], counts[r], surprise[r : r + 1], edges[r], stood[r]
+            values[i], rates, weights[own[r]], members[r], recent[r], counts[r], surprise[r : r + 1], edges[r],
+            stood[r], means[r : r + 1],
         )  # fmt: skip
 
 
 @strict
 @no_type_check
 def finish_some(
-    rows, rates, weights, own, members, counts, surprise, edges, stood, steps, shares, middle, table, habits, sizes,
-    scales, points, offsets,
+    rows, rates, weights, own, members, counts, surprise, edges, stood, known, steps, shares, middle, table, habits,
+    sizes, scales, points, offsets,
 ):  # fmt: skip
     """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
 
@@ -155,7 +179,7 @@ def finish_some(
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
         unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
         if bounded:
-            bounds_of(counts[r], edges[r], stood[r], bounds)
+            bounds_of(counts[r], edges[r], stood[r], known[own[r]], bounds)
         for f in range(points.shape[1]):
             own_median = offsets[i, f, low] * first + offsets[i, f, high] * second
             mean, centre = points[i, f] + shares[0] * own_median, points[i, f] + shares[1] * own_median
@@ -174,29 +198,29 @@ def finish_some(
 
 @strict
 @no_type_check
-def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, surprise, edges, stood):
+def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, surprise, edges, stood, means):
     """All new values of some series, in place: series i has values[offsets[i] : offsets[i + 1]] and weights[own[i]]."""
     for i in range(len(own)):
         for t in range(offsets[i], offsets[i + 1]):
             take_in(
                 values[t], rates, weights[own[i]], members[i], recent[i], counts[i], surprise[i : i + 1], edges[i],
-                stood[i],
+                stood[i], means[i : i + 1],
             )  # fmt: skip
 
 
 @strict
 @no_type_check
-def look_ahead_rows(rates, weights, own, members, counts, edges, stood, out, ripe, bounds):
+def look_ahead_rows(rates, weights, own, members, counts, edges, stood, known, out, ripe, bounds):
     """out [N, F] = the forecasts of some series, ripe [N] = how ripe they are, bounds [N, 2] = what holds them."""
     for i in range(len(own)):
-        bounds_of(counts[i], edges[i], stood[i], bounds[i])
+        bounds_of(counts[i], edges[i], stood[i], known[own[i]], bounds[i])
         ripe[i] = ripeness(counts[i])
         look_ahead(rates, weights[own[i]], members[i], counts[i], out[i])
 
 
 @strict
 @no_type_check
-def forecasts_at(values, offsets, rates, weights, own, season, series, origins, out, surprises, ripe, bounds):
+def forecasts_at(values, offsets, rates, weights, own, known, season, series, origins, out, surprises, ripe, bounds):
     """out [W, F] = the forecasts of these series after `origins[w]` steps, how surprised they were by then, how ripe,
     and what holds them, bounds [W, 2].
 
@@ -209,14 +233,17 @@ def forecasts_at(values, offsets, rates, weights, own, season, series, origins, 
             last += 1
         members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
         counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
-        edges, stood = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64)
+        edges, stood, mean = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64), np.zeros(1)
         t = 0
         for w in range(first, last):
             while t < origins[w]:
-                take_in(values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise, edges, stood)
+                take_in(
+                    values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise, edges, stood,
+                    mean,
+                )  # fmt: skip
                 t += 1
             look_ahead(rates, weights[own[i]], members, counts, out[w])
-            bounds_of(counts, edges, stood, bounds[w])
+            bounds_of(counts, edges, stood, known[own[i]], bounds[w])
             surprises[w], ripe[w] = surprise[0], ripeness(counts)
         first = last
 
@@ -235,9 +262,9 @@ def errors_of_rates(values, offsets, ends, rates, season, horizon, errors, count
         stride = (last - first) // ORIGINS + 1
         members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
         counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
-        edges, stood = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64)
+        edges, stood, mean = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64), np.zeros(1)
         for t in range(last):
-            take_in(values[offsets[i] + t], rates, weights, members, recent, counts, surprise, edges, stood)
+            take_in(values[offsets[i] + t], rates, weights, members, recent, counts, surprise, edges, stood, mean)
             if t + 1 < first or (last - t - 1) % stride:
                 continue
             truth = values[offsets[i] + t + 1 : offsets[i] + t + 1 + reach]
