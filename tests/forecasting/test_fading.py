@@ -126,6 +126,8 @@ def test_what_is_usual_is_the_mean_of_all_values_and_of_those_of_fit_while_fewer
     window = fading.absorb(fading.start((0, "stranger")), panel_of(one[-15:], one[-15:]))
     quarter = one[-15:].mean()
     np.testing.assert_allclose(fading.usual(window), [0.25 * quarter + 0.75 * one.mean(), quarter], rtol=1e-12)
+    away = fading.absorb(fading.start((0, 1)), panel_of(1e3 * one[-15:], one[-15:]))
+    np.testing.assert_allclose(fading.usual(away), [1e3 * quarter, quarter], rtol=1e-12)  # in other units, or another
     empty = fading.usual(fading.start((0, "stranger")))
     assert empty[0] == pytest.approx(one.mean())
     assert np.isnan(empty[1])

@@ -97,7 +97,8 @@ class Fading:
 
     def usual(self, state: FadingState) -> Float:
         """The mean of all values of every series `[N]`, NaN where there are none. Where a state has seen fewer of them
-        than `fit`, the mean of then stands in for the others: a bare context is not all that is known of a series."""
+        than `fit`, the mean of then stands in for the others: a bare context is not all that is known of a series. Not
+        where their mean lies beyond all that `fit` saw: then it is in other units, or another series of this name."""
         from ..core.ops.fading import usual_rows
 
         *_, mean, own = (part.cpu().numpy() for part in state)

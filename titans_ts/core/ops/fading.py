@@ -85,11 +85,13 @@ def take_in(value, rates, weights, members, recent, counts, surprise, edges, sto
 @no_type_check
 def usual(counts, mean, known):
     """The mean of all values of one series: where fewer were seen than are known from elsewhere, known [4] being the
-    mean, the number, the least and the greatest of those, they stand in for what is missing. NaN where nothing is
-    known."""
-    if counts[1] == 0 and known[1] == 0:
-        return math.nan
-    return mean + max(1.0 - counts[1] / max(known[1], 1.0), 0.0) * (known[0] - mean)
+    mean, the number, the least and the greatest of those, they stand in for what is missing, unless what was seen lies
+    elsewhere: it is in other units, or of another series. NaN where nothing is known."""
+    if counts[1] == 0:
+        return known[0] if known[1] > 0 else math.nan
+    if not known[2] <= mean <= known[3]:
+        return mean
+    return mean + max(1.0 - counts[1] / known[1], 0.0) * (known[0] - mean)
 
 
 @strict
