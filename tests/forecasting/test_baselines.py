@@ -18,6 +18,7 @@ from titans_ts.forecasting.linear import (
     Trials,
     accumulate,
     all_but_one,
+    apart_from,
     apply_linear,
     blocks,
     centre,
@@ -471,13 +472,28 @@ def windows_of(panel, context, horizon):
     return tuple(map(np.array, zip(*found, strict=True)))
 
 
-def test_the_means_before_are_those_of_all_values_seen_by_then():
+def test_what_is_usual_is_the_mean_and_the_variance_of_all_values_seen_by_then():
     panel = away_for_long(60)
     series, rows = np.repeat(np.arange(4), 61), np.tile(np.arange(61), 4)
-    expected = [np.nanmean(panel.series(i)[:row]) if row else np.nan for i, row in zip(series, rows, strict=True)]
-    np.testing.assert_allclose(panel.means_before(series, rows), expected, rtol=1e-9)
-    huge = replace(panel, values=np.concatenate([1e12 + panel.series(0), *map(panel.series, (1, 2, 3))]))
-    np.testing.assert_allclose(huge.means_before(series, rows)[61:], expected[61:], rtol=1e-9)
+    told = panel.usual_before(series, rows)
+    for i, row, (mean, variance) in zip(series, rows, told, strict=True):
+        before = panel.series(i)[:row]
+        assert np.isnan(mean) if not row else mean == pytest.approx(np.nanmean(before))
+        assert np.isnan(variance) if not row else variance == pytest.approx(np.nanvar(before), rel=1e-9, abs=1e-12)
+    later = panel.values.copy()
+    later[30:60] = 1e16  # what comes later changes nothing before it, to the last digit
+    np.testing.assert_array_equal(replace(panel, values=later).usual_before(series, rows)[:31], told[:31])
+
+
+def test_one_outlier_does_not_move_what_is_usual_and_a_level_left_for_good_pulls_no_more():
+    values = np.random.default_rng(0).normal(size=1000)
+    values[500] = 1e9
+    mean, variance = read(values)[0].usual_before(np.array([0]), np.array([1000]))[0]
+    assert abs(mean) < 0.2
+    assert variance < 3
+    usual = np.tile([mean, variance], (4, 1))
+    apart = apart_from(usual, mean + variance**0.5 * np.array([-2.0, 4.0, 7.5, 11.0]))
+    np.testing.assert_allclose(apart / variance**0.5, [2.0, -4.0, -3.75, 0.0], atol=1e-12)
 
 
 def test_a_pull_is_what_least_squares_in_the_distance_from_the_usual_leaves_over():
@@ -491,8 +507,9 @@ def test_a_pull_is_what_least_squares_in_the_distance_from_the_usual_leaves_over
     heard = 1 / series_scales(panel, panel.lengths)[series] ** 2
     slope = (heard * apart) @ left / ((heard * apart) @ apart)
     assert slope.min() > 0.02
-    np.testing.assert_allclose(path.pull, np.tile(0.5 * slope, (5, 1)), rtol=1e-7)
-    told = apply_linear(path, contexts, series + 1, None, usual)
+    sure = 4 * 900 / 9 / (4 * 900 / 9 + 10)
+    np.testing.assert_allclose(path.pull, np.tile(0.5 * sure * slope, (5, 1)), rtol=1e-7)
+    told = apply_linear(path, contexts, series + 1, None, np.column_stack([usual, np.full(len(usual), 1e9)]))
     np.testing.assert_allclose(told - apply_linear(plain, contexts, series + 1), apart[:, None] * path.pull[0])
     np.testing.assert_array_equal(apply_linear(path, contexts, series + 1), apply_linear(plain, contexts, series + 1))
 
@@ -527,15 +544,15 @@ def test_a_pulled_path_forecasts_scaled_and_shifted_data_alike_with_a_profile_to
     panel, parts = seasonal_jumps(), (Part(), Part("series", 0.02, usual=True))
     fit = partial(fit_linear, context=3, horizon=2, parts=parts, pulls=(0.5,), season=7, shares=(0.5,))
     path, other = fit(panel), fit(replace(panel, values=3 * panel.values + 7))
-    rows, steps, usual = np.arange(4), np.arange(4), np.linspace(-1, 1, 4)
+    rows, steps, usual = np.arange(4), np.arange(4), np.column_stack([np.linspace(-1, 1, 4), np.ones(4)])
     contexts = np.random.default_rng(0).normal(size=(4, 3))
     one = apply_linear(path, contexts, rows, steps, usual)
     for each in (path, other):
-        got = apply_linear(each, 3 * contexts + 7, rows, steps, 3 * usual + 7)
+        got = apply_linear(each, 3 * contexts + 7, rows, steps, usual * [3, 9] + [7, 0])
         np.testing.assert_allclose(got, 3 * one + 7, atol=1e-7)
     silent = np.full((1, 3), np.nan)
     assert np.isnan(apply_linear(path, silent, rows[:1], steps[:1], usual[:1])).all()
-    unknown = apply_linear(path, contexts, rows, steps, np.full(4, np.nan))
+    unknown = apply_linear(path, contexts, rows, steps, np.full((4, 2), np.nan))
     np.testing.assert_array_equal(unknown, apply_linear(path, contexts, rows, steps))
 
 

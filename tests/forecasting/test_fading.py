@@ -120,17 +120,18 @@ def test_what_is_usual_is_the_mean_of_all_values_and_of_those_of_fit_while_fewer
     panel = panel_of(one, other)
     fading = fit_fading(panel, HORIZON, SEASON)
     usual = fading.usual(fading.absorb(fading.start((0, 1)), panel))
-    np.testing.assert_allclose(usual, [one.mean(), np.nanmean(other)], rtol=1e-12)
+    np.testing.assert_allclose(usual, [[one.mean(), one.var()], [np.nanmean(other), np.nanvar(other)]], rtol=1e-12)
     later = fading.absorb(fading.start((0, 1)), panel_of(np.append(one, 50.0), other))
-    np.testing.assert_allclose(fading.usual(later)[0], np.append(one, 50.0).mean(), rtol=1e-12)
+    # a level that is left after fit makes the variance no larger
+    np.testing.assert_allclose(fading.usual(later)[0], [np.append(one, 50.0).mean(), one.var()], rtol=1e-12)
     window = fading.absorb(fading.start((0, "stranger")), panel_of(one[-15:], one[-15:]))
     quarter = one[-15:].mean()
-    np.testing.assert_allclose(fading.usual(window), [0.25 * quarter + 0.75 * one.mean(), quarter], rtol=1e-12)
+    np.testing.assert_allclose(fading.usual(window)[:, 0], [0.25 * quarter + 0.75 * one.mean(), quarter], rtol=1e-12)
     away = fading.absorb(fading.start((0, 1)), panel_of(1e3 * one[-15:], one[-15:]))
-    np.testing.assert_allclose(fading.usual(away), [1e3 * quarter, quarter], rtol=1e-12)  # in other units, or another
+    np.testing.assert_allclose(fading.usual(away)[:, 0], [1e3 * quarter, quarter], rtol=1e-12)  # other units, or series
     empty = fading.usual(fading.start((0, "stranger")))
-    assert empty[0] == pytest.approx(one.mean())
-    assert np.isnan(empty[1])
+    assert empty[0].tolist() == pytest.approx([one.mean(), one.var()])
+    assert np.isnan(empty[1]).all()
 
 
 def test_the_weights_do_not_know_what_comes_after_the_training_rows():

@@ -49,7 +49,7 @@ def plain_readout(model: TimeSeriesModel) -> Readout:
     """Without a linear path."""
     nothing = np.zeros((0, model.config.context * model.config.horizon))
     steps = np.zeros(4, dtype=np.int64)
-    usual = np.zeros((1, 0)), np.zeros((1, 4)), np.zeros((4, 4), dtype=np.int64), np.zeros(4)
+    usual = np.zeros((1, 0)), np.zeros((1, 5)), np.zeros((4, 4), dtype=np.int64), np.zeros((4, 2))
     return Readout(nothing, np.zeros((1, 0)), *usual, steps, steps, 1.0)
 
 

@@ -469,7 +469,7 @@ def with_map(
         for _, series, rows, contexts, targets in blocks(draw(windows, most, np.random.default_rng(0))):
             unit = context_scale(contexts, units[series])[:, None]
             x = path.features(past(series, panel.offsets[series] + rows), beside.static[series])
-            steps, usual = panel.starts[series] + rows, panel.means_before(series, rows)
+            steps, usual = panel.starts[series] + rows, panel.usual_before(series, rows)
             yield series, rows, x, targets - apply_linear(linear, contexts, own[series], steps, usual), unit
 
     size = look_back * width + len(path.static_centre)

@@ -29,7 +29,7 @@ POOLED = 20.0  # origins of an average series that the errors of every series ar
 WORST = 10.0  # what an error relative to the best one's counts at most, so that no single series decides for all
 SHARPNESS = 40.0  # a rate whose error is a hundredth larger than the best one's has two thirds of its weight
 
-NOTHING = (0.0, 0.0, np.inf, -np.inf)  # what is known of a stranger: no value, and so no mean and no edges
+NOTHING = (0.0, 0.0, 0.0, np.inf, -np.inf)  # what is known of a stranger: no value, and so no mean and no edges
 
 
 class FadingState(NamedTuple):
@@ -42,7 +42,7 @@ class FadingState(NamedTuple):
     surprise: Float64[Tensor, " N"]
     edges: Float64[Tensor, "N 2"]
     stood: Int64[Tensor, "N 2"]
-    mean: Float64[Tensor, " N"]
+    usual: Float64[Tensor, "N 2"]
     own: Int64[Tensor, " N"]
 
 
@@ -50,7 +50,8 @@ class FadingState(NamedTuple):
 class Fading:
     """Rates `[K, 4]` of forgetting and their weights `[S, K]`: set 0 for strangers, set `1 + i` for series `ids[i]`.
 
-    known `[S, 4]`: the mean of the values that the rates were chosen on, their number, the least and the greatest one.
+    known `[S, 5]`: mean and variance of the values that the rates were chosen on, how many they were, and the least and
+    the greatest one.
     """
 
     rates: Float
@@ -72,7 +73,8 @@ class Fading:
         steps = torch.zeros(count, 3 + season, dtype=torch.int64, device=device)
         edges = zero.new_tensor([torch.inf, -torch.inf]).repeat(count, 1)
         recent, surprise = zero.new_full((count, season), torch.nan), zero.new_zeros(count)
-        return FadingState(zero, recent, steps, surprise, edges, steps.new_zeros(count, 2), surprise.clone(), own)
+        usual = zero.new_zeros(count, 2)
+        return FadingState(zero, recent, steps, surprise, edges, steps.new_zeros(count, 2), usual, own)
 
     def absorb(self, state: FadingState, new: Panel) -> FadingState:
         """The memories after the rows of `new`, whose series i is row i: time grows with the new rows only."""
@@ -80,7 +82,7 @@ class Fading:
 
         *held, own = (part.cpu().numpy().copy() for part in state)
         values = np.ascontiguousarray(new.values, dtype=np.float64)
-        take_in_rows(values, new.offsets, self.rates, self.weights, own, *held)
+        take_in_rows(values, new.offsets, self.rates, self.weights, own, self.known, *held)
         device = state.own.device
         return FadingState(*(torch.from_numpy(part).to(device) for part in (*held, own)))
 
@@ -96,14 +98,15 @@ class Fading:
         return out, ripe, bounds
 
     def usual(self, state: FadingState) -> Float:
-        """The mean of all values of every series `[N]`, NaN where there are none. Where a state has seen fewer of them
-        than `fit`, the mean of then stands in for the others: a bare context is not all that is known of a series. Not
-        where their mean lies beyond all that `fit` saw: then it is in other units, or another series of this name."""
+        """The mean of all values of every series and their variance `[N, 2]`, NaN where there are none. Where a state
+        has seen fewer of them than `fit`, those of then stand in for the others: a bare context is not all that is
+        known of a series. Not where they lie far away: then they are in other units, or of another series with the same
+        id."""
         from ..core.ops.fading import usual_rows
 
-        *_, mean, own = (part.cpu().numpy() for part in state)
-        out = np.empty(len(own))
-        usual_rows(state.counts.cpu().numpy(), mean, self.known, own, out)
+        *_, usual, own = (part.cpu().numpy() for part in state)
+        out = np.empty((len(own), 2))
+        usual_rows(state.counts.cpu().numpy(), usual, self.known, own, out)
         return out
 
     def at(self, panel: Panel, series: Int, origins: Int, horizon: int) -> tuple[Float, Float, Float, Float]:
@@ -172,5 +175,6 @@ def fit_fading(panel: Panel, horizon: int, season: int, ends: Int | None = None)
         seen = panel.series(row)[:end]
         seen = seen[np.isfinite(seen)]
         if len(seen):
-            known[1 + row] = seen.mean(), len(seen), seen.min(), seen.max()
+            known[1 + row, 2:] = len(seen), seen.min(), seen.max()
+    known[1:, :2] = np.nan_to_num(panel.usual_before(np.arange(len(panel)), ends))
     return Fading(rates[kept], weights / weights.sum(1, keepdims=True), season, panel.ids, known)

@@ -109,11 +109,13 @@ class TitansForecaster(PanelForecaster):
     `fit` learns a closed-form linear path and a Titans backbone that corrects it, one model for all series, and leaves
     every series with a state of its own. Beside them every series has fading memories of its level, trend and season,
     which say more than a shared map where series are short; the validation rows decide on their share. Where those say
-    so, the linear path has a map for each series, drawn towards the shared one, and a share of what the maps leave over
-    at each place of the season; a series with an unknown id has the shared map alone. `update` moves those states over
-    new rows, in time that does not depend on the length of the past and without an optimiser: the neural memory inside
-    rewrites itself (Behrouz et al., "Titans: Learning to Memorize at Test Time"). `predict` reads the states and
-    changes nothing.
+    so, the linear path has a map for each series, drawn towards the shared one, a pull towards the mean of all values
+    of the series so far, and a share of what the maps leave over at each place of the season; a series with an unknown
+    id has the shared map alone, and the mean of what it brings. Of a known id `predict(y=...)` takes a short history as
+    a part of the series: what `fit` saw of it still tells its mean, unless the history lies elsewhere. `update` moves
+    those states over new rows, in time that does not depend on the length of the past and without an optimiser: the
+    neural memory inside rewrites itself (Behrouz et al., "Titans: Learning to Memorize at Test Time"). `predict` reads
+    the states and changes nothing.
 
     `fit(y, sample_weight={"a": 2, "b": 0, ...})` says how much each series counts in what all of them share: in the
     sums of the linear path and of the effect of covariates, in the rates of the fading memories, in how often its
@@ -393,6 +395,7 @@ class TitansForecaster(PanelForecaster):
             trained = trained.at(in_proportion(panel, trained.series))
             earlier = judge(trained, fading, more, panel, scales, horizons)
             del trained
+        give_back()
         calibration = calibrate(
             judged,
             self.levels_,
@@ -408,6 +411,7 @@ class TitansForecaster(PanelForecaster):
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
         self.correction_, self.history_ = fitted.weight, fitted.history
         del fitted, said, judged, earlier  # as large as all that follows
+        give_back()
         self.context_length_, self.patch_length_ = context, patch
         # Measured before all that is in closed form learns the validation rows too.
         self.scores_ = validation_scores(self, raw, ends, PAST * context)
@@ -699,7 +703,7 @@ def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: 
     series, origins = series[order], origins[order]
     contexts, truth = cut(windows, series, origins)
     rows, steps = path.rows_of(panel.ids)[series], panel.starts[series] + origins
-    main = apply_linear(path, contexts, rows, steps, panel.means_before(series, origins))
+    main = apply_linear(path, contexts, rows, steps, panel.usual_before(series, origins))
     return Said(series, origins, truth, main, None, window_scale(torch.from_numpy(contexts))[1].numpy())
 
 
@@ -764,7 +768,7 @@ def _as_torch(path: LinearPath, panel: Panel) -> Any:
 
     def linear(contexts: Tensor, series: Tensor, rows: Tensor) -> Tensor:
         owner, place = series.cpu().numpy(), rows.cpu().numpy()
-        steps, usual = panel.starts[owner] + place, panel.means_before(owner, place)
+        steps, usual = panel.starts[owner] + place, panel.usual_before(owner, place)
         forecast: Float = apply_linear(path, contexts.cpu().numpy(), owner + 1, steps, usual)
         return torch.from_numpy(forecast).to(contexts.device)
 

@@ -42,6 +42,7 @@ FEWEST = 4  # groups, and horizons of validation rows of all series, below which
 SHARES = (0.3, 0.0, 0.5, 0.7)
 # of what the distance of a context from the usual was worth in the past: what came back then need not do so again
 PULLS = (0.3, 0.0, 0.5, 0.7)
+STAYS = 10.0  # contexts and horizons of all series after which half of that is believed: few always seem to come back
 SEASONS = 100.0  # after which a place of the season has half of that share: few say little
 CROSSED_JUDGED, CROSSED_STEPS = 8192, 120  # windows, and steps of the horizon, that say what a path is averaged of
 CROSSED = 2  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
@@ -74,9 +75,9 @@ class LinearPath:
     weights `[M, L, H]`.
 
     Map 0 is the one that all series share; series `ids[i]` has row `1 + i`, and a map of its own where M is not 1.
-    `usual` is the mean of all values of a series so far, and `pull` `[M, H]` how much of its distance from the
-    context's mean is made good: what the parts of `mix` say, and the share `pulled` of what they leave over; None:
-    nothing.
+    `usual` is the mean of all values of a series so far, with care (`apart_from`), and `pull` `[M, H]` how much of its
+    distance from the context's mean is made good: what the parts of `mix` say, and the share `pulled` of what they
+    leave over; None: nothing.
     `profile` `[1 + N, P, H]` holds `share` of what the maps leave over on average where a forecast begins at this place
     of the season (its step of the clock modulo P), in units of the context's `pace`, and nothing in row 0, which is for
     strangers; None: nothing anywhere. `penalty` is relative to the mean eigenvalue of the Gram matrix. `losses` holds
@@ -165,8 +166,8 @@ class SeasonSums(NamedTuple):
 
 
 class PullSums(NamedTuple):
-    """Sums over the windows of each series: contexts without their means `[N, L]` and targets without those means
-    `[N, H]`, both times the distance of the mean from the usual, and the squares of that `[N]`."""
+    """Sums over the windows of each series, in units of its scale: contexts without their means `[N, L]` and targets
+    without those means `[N, H]`, both times the distance of the mean from the usual, and the squares of that `[N]`."""
 
     x: Float
     y: Float
@@ -260,9 +261,10 @@ def fit_linear(
         poolings = [value for value in poolings if small or value == math.inf] or [math.inf]
         best = tried(chosen, scales, accumulate(checked, scales), trials, penalties, units, poolings, blends)
     if any(pulls):
-        far = pull_sums(chosen)
-        plain, heard = best, panel.shares / scales**2
-        best = trials.best(with_pull(plain, far, share, heard) for share in pulls)
+        plain, far = best, pull_sums(chosen, scales)
+        told = panel.shares * np.maximum(ends, 0) / (context + horizon)
+        sure = told.sum() / (told.sum() + STAYS)
+        best = trials.best(with_pull(plain, far, share, sure, panel.shares) for share in pulls)
     if season < 2 or not any(shares) or len(panel) * season * (context + horizon) > PROFILE_NUMBERS:
         return best
     sums = season_sums(chosen, season)
@@ -429,24 +431,25 @@ def averaged(chosen: Windows, scales: Float, mix: Mix, penalty: float, losses: d
     return LinearPath(maps, penalty, losses, ids=panel.ids if single else (), mix=mix, pull=pull)
 
 
-def pull_sums(windows: Windows) -> PullSums:
-    """Sums of the windows by series."""
+def pull_sums(windows: Windows, scales: Float) -> PullSums:
+    """Sums of the windows by series, in units of each series' scale `[N]`."""
     panel = windows.panel
     x, y = np.zeros((len(panel), windows.context)), np.zeros((len(panel), windows.horizon))
     squares = np.zeros(len(panel))
     for _, series, rows, contexts, targets in blocks(windows):
         centred, mean = centre(contexts)
-        apart = panel.means_before(series, rows) - mean
+        apart, unit = apart_from(panel.usual_before(series, rows), mean), scales[series, None]
         first = np.flatnonzero(np.diff(series, prepend=-1))  # windows come series by series
-        x[series[first]] += np.add.reduceat(apart[:, None] * centred, first)
-        y[series[first]] += np.add.reduceat(apart[:, None] * (targets - mean[:, None]), first)
-        squares += np.bincount(series, apart**2, minlength=len(panel))
+        apart = apart[:, None] / unit
+        x[series[first]] += np.add.reduceat(apart * (centred / unit), first)
+        y[series[first]] += np.add.reduceat(apart * ((targets - mean[:, None]) / unit), first)
+        squares += np.bincount(series, apart[:, 0] ** 2, minlength=len(panel))
     return PullSums(x, y, squares)
 
 
-def with_pull(path: LinearPath, sums: PullSums, share: float, heard: Float) -> LinearPath:
+def with_pull(path: LinearPath, sums: PullSums, share: float, sure: float, heard: Float) -> LinearPath:
     """The path with this share of what the distance of a context from the usual adds to what it says, by least squares
-    over all series, each as much as `heard` `[N]` says.
+    over all series, each as much as `heard` `[N]` says; sure: as much of it as the past is long.
 
     A context of a day or two does not tell whether its level is that of the series or a passing one.
     """
@@ -457,7 +460,7 @@ def with_pull(path: LinearPath, sums: PullSums, share: float, heard: Float) -> L
     said = np.einsum("nl,nlh->nh", sums.x, path.weights[1:]) if single else sums.x @ path.weights[0]
     pull = np.zeros_like(path.weights[:, 0]) if path.pull is None else path.pull
     said = said + sums.squares[:, None] * (pull[1:] if single else pull)
-    return replace(path, pulled=share, pull=pull + share * (heard @ (sums.y - said)) / squares)
+    return replace(path, pulled=share, pull=pull + share * sure * (heard @ (sums.y - said)) / squares)
 
 
 def season_sums(windows: Windows, season: int) -> SeasonSums:
@@ -475,7 +478,8 @@ def season_sums(windows: Windows, season: int) -> SeasonSums:
         first = np.flatnonzero(np.diff(key, prepend=-1))
         x[key[first]] += np.add.reduceat(speed[:, None] * centred, first)
         y[key[first]] += np.add.reduceat(speed[:, None] * (targets[order] - mean[:, None]), first)
-        apart += np.bincount(key, speed * (windows.panel.means_before(series, rows)[order] - mean), minlength=count)
+        distance = apart_from(windows.panel.usual_before(series, rows)[order], mean)
+        apart += np.bincount(key, speed * distance, minlength=count)
         squares += np.bincount(key, speed**2, minlength=count)
         counts += np.bincount(key, minlength=count)
     sums = x.reshape(*shape, -1), y.reshape(*shape, -1), apart.reshape(shape), squares.reshape(shape)
@@ -626,7 +630,7 @@ class Trials:
         as its weight says; nothing where no validation window is wholly observed."""
         sums, count, shares = np.zeros((len(blends), GROUPS, 2)), np.zeros(GROUPS), self.windows.panel.shares
         for place, series, rows, contexts, targets in blocks(self.windows):
-            steps, usual = self.windows.panel.starts[series] + rows, self.windows.panel.means_before(series, rows)
+            steps, usual = self.windows.panel.starts[series] + rows, self.windows.panel.usual_before(series, rows)
             said = [apply_linear(part, contexts, series + 1, steps, usual) for part in parts]
             group = self.group[place]
             count += np.bincount(group, shares[series], minlength=GROUPS)
@@ -666,9 +670,9 @@ def apply_linear(
     usual: Float | None = None,
 ) -> Float:
     """Forecasts `[B, H]` of contexts `[B, L]` of series that have these rows of the path `[B]` (None: of strangers),
-    begin at these steps of the clock `[B]` and have these means of all their values so far `[B]`; NaN takes the last
-    value before it, and nothing but NaN stays NaN. Where the step is not known (None, or `LOST`), nor is the place of
-    the season, and there is no profile; where the mean is not known (None, or NaN), nothing pulls."""
+    begin at these steps of the clock `[B]` and of which this is usual so far `[B, 2]` (`Panel.usual_before`); NaN takes
+    the last value before it, and nothing but NaN stays NaN. Where the step is not known (None, or `LOST`), nor is the
+    place of the season, and there is no profile; where the usual is not known (None, or NaN), nothing pulls."""
     centred, mean = centre(contexts)
     if rows is None or len(path.weights) == 1 or not rows.any():
         forecast: Float = mean[:, None] + centred @ path.weights[0]
@@ -679,11 +683,26 @@ def apply_linear(
             forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
     if path.pull is not None and usual is not None:
         owner = 0 if rows is None or len(path.pull) == 1 else rows
-        forecast += np.nan_to_num(usual - mean)[:, None] * path.pull[owner]
+        forecast += apart_from(usual, mean)[:, None] * path.pull[owner]
     if path.profile is not None and rows is not None and steps is not None:
         placed = np.where(steps < LOST // 2, 0, rows)  # the profile of strangers is nothing
         forecast += pace(centred, contexts)[:, None] * path.profile[placed, steps % path.season]
     return forecast
+
+
+def apart_from(usual: Float, mean: Float) -> Float:
+    """How far what is usual `[B, 2]` lies from the means of contexts `[B]`: nothing where it is not known, and less
+    where it lies so far away that the series may have left it for good.
+
+    >>> usual = np.array([[5.0, 1.0], [5.0, 1.0], [5.0, 1.0], [np.nan, np.nan]])
+    >>> apart_from(usual, np.array([3.0, 0.5, -9.0, 0.0])).tolist()
+    [2.0, 2.25, 0.0, 0.0]
+    """
+    from ..core.ops.fading import apart_rows
+
+    out = np.empty(len(mean))
+    apart_rows(usual, mean, out)
+    return out
 
 
 def pace(centred: Float, contexts: Float) -> Float:
@@ -846,7 +865,7 @@ def standardised(
     for _, series, rows, contexts, targets in blocks(windows):
         centred, mean = centre(contexts)
         if usual:
-            centred = np.column_stack([centred, windows.panel.means_before(series, rows) - mean])
+            centred = np.column_stack([centred, apart_from(windows.panel.usual_before(series, rows), mean)])
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
         size = (size / np.sqrt(windows.panel.shares[series]))[:, None]
         yield series, centred / size, (targets[:, ::every] - mean[:, None]) / size

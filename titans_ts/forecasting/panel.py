@@ -166,30 +166,24 @@ class Panel:
         return np.ones(len(self.ids)) if self.weights is None else self.weights
 
     @cached_property
-    def _sums(self) -> tuple[Float, Int, Float, Float]:
-        """Over all rows before each, and before the end: what was observed, in deviations of each series from its mean,
-        and how many values that are; those means and deviations `[N]`."""
-        seen = np.isfinite(self.values)
-        owner, count = np.repeat(np.arange(len(self)), self.lengths), len(self)
-        counts = np.maximum(np.bincount(owner[seen], minlength=count), 1)
-        mean = np.bincount(owner[seen], self.values[seen], minlength=count) / counts
-        away = np.where(seen, self.values - mean[owner], 0.0)
-        size = np.sqrt(np.bincount(owner, away**2, minlength=count) / counts)
-        size = np.where(size > 0, size, 1.0)
-        return np.append(0.0, np.cumsum(away / size[owner])), np.append(0, np.cumsum(seen)), mean, size
+    def _usual(self) -> Float:
+        from ..core.ops.fading import usual_before
 
-    def means_before(self, series: Int, rows: Int) -> Float:
-        """The means of all that was observed of these series before these of their rows `[W]`; NaN where nothing was.
+        out = np.empty((len(self.values) + len(self), 2))
+        usual_before(np.ascontiguousarray(self.values, dtype=np.float64), self.offsets, out)
+        return out
+
+    def usual_before(self, series: Int, rows: Int) -> Float:
+        """Mean and variance of all that was observed of these series before these of their rows, `[W, 2]`, outliers cut
+        (`core.ops.fading.accustom`); NaN where nothing was.
 
         >>> from titans_ts.forecasting.door import read
-        >>> read(np.array([[1.0, 3.0, 5.0]]).T)[0].means_before(np.array([0, 0, 0]), np.array([0, 1, 3])).tolist()
-        [nan, 1.0, 3.0]
+        >>> panel = read(np.array([[1.0, 3.0, 5.0]]).T)[0]
+        >>> panel.usual_before(np.array([0, 0, 0]), np.array([0, 1, 3])).tolist()
+        [[nan, nan], [1.0, 0.0], [3.0, 2.6666666666666665]]
         """
-        sums, counts, mean, size = self._sums
-        first = self.offsets[series]
-        count = counts[first + rows] - counts[first]
-        moved = (sums[first + rows] - sums[first]) / np.maximum(count, 1)
-        return np.where(count > 0, mean[series] + size[series] * moved, np.nan)
+        found: Float = self._usual[self.offsets[series] + series + rows]
+        return found
 
     def heard(self) -> Panel:
         """The series that are learnt from, those whose weight is not 0; the largest weight is 1, and equal ones none.

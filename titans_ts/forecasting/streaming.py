@@ -58,8 +58,8 @@ class StreamingForecaster:
         self.model, self.readout, self.levels = model, readout, levels
         self.adapt, self.point, self.non_negative = adapt, point, non_negative
         *parts, own = (part.cpu().numpy().copy() for part in held)
-        parts[2], parts[-1] = readout.seen, readout.means  # the same arrays: an update is seen by both
-        self._fading = (fading.rates, fading.weights, own, *parts)
+        parts[2], parts[-1] = readout.seen, readout.usual  # the same arrays: an update is seen by both
+        self._fading = (fading.rates, fading.weights, own, readout.known, *parts)
         shares = [getattr(calibration, name) for name in ("mean", "median", "head", "width", "lean", "bounded")]
         shares.append(point == "median")
         self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
@@ -90,8 +90,8 @@ class StreamingForecaster:
             if path.pull is not None:
                 pull = np.array(path.pull, dtype=np.float64, order="C")
         rows, steps = (part.cpu().numpy().copy() for part in (held.fading.own, held.steps))
-        seen, means = (part.cpu().numpy().copy() for part in (held.fading.counts, held.fading.mean))
-        readout = Readout(linear, profile, pull, known, seen, means, rows, steps, float(forecaster.correction_))
+        seen, usual = (part.cpu().numpy().copy() for part in (held.fading.counts, held.fading.usual))
+        readout = Readout(linear, profile, pull, known, seen, usual, rows, steps, float(forecaster.correction_))
         with torch.no_grad():
             fused = FusedModel(model, held.series)
         return cls(
@@ -150,10 +150,10 @@ class StreamingForecaster:
         else:
             places = self._checked(rows)
         points, quantiles, scales = self.model.forecast(places, self.readout)
-        rates, weights, own, members, _, *held, _ = self._fading
+        rates, weights, own, known, members, _, *held, _ = self._fading
         finish_some(
-            places, rates, weights, own, members, *held, self.readout.known, self.readout.steps, self._shares,
-            self._middle, self._table, self._habits, self._sizes, scales, points, quantiles,
+            places, rates, weights, own, members, *held, known, self.readout.steps, self._shares, self._middle,
+            self._table, self._habits, self._sizes, scales, points, quantiles,
         )  # fmt: skip
         if self.non_negative:
             return Forecast(points, quantiles, self.levels, least=0.0).cut()
@@ -163,7 +163,7 @@ class StreamingForecaster:
         """The states of all series as `TitansForecaster` has them: a copy."""
         from .forecaster import PanelState
 
-        _, _, own, *held = self._fading
+        _, _, own, _, *held = self._fading
         steps, *parts = (torch.from_numpy(part.copy()) for part in (self.readout.steps, *held, own))
         return PanelState(self.model.series_state(), steps, FadingState(*parts))
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core.config import LOST, require
 from ..core.networks import layer_shapes
 from ..core.ops.backends import rule_of
-from ..core.ops.fading import usual
+from ..core.ops.fading import apart, usual_of
 from ..core.ops.numba_cpu import compiled, gelu, sigmoid, square_sum, threads, through, through_rows, token
 from ..core.ops.reference import at_rest
 from ..core.state import MemoryState
@@ -92,10 +92,10 @@ class Readout(NamedTuple):
 
     linear: maps of the centred window to its future, [M, L * F]; M may be 0. profile: what each series has at every
     place of the season beside, [N, C * F]; C may be 0. pull: what the distance of the usual value from the window's
-    mean adds, [M, F] or [1, 0]; known [N, 4], seen [N, C], means [N]: what is usual, by `fit` and by now, see
-    `core.ops.fading.usual`. rows: which row of linear, profile, pull and known each series has, [N]; a single map is
-    everybody's, and with 0 there is no profile. steps: which step of the clock comes next, [N]; where that is `LOST`
-    there is no profile either. correction: factor on the head's expected value.
+    mean adds, [M, F] or [1, 0]; known [N, 5], seen [N, 3 + C], usual [N, 2]: what is usual, by `fit` and by now,
+    see `core.ops.fading.usual_of`. rows: which row of linear, profile, pull and known each series has, [N]; a single
+    map is everybody's, and with 0 there is no profile. steps: which step of the clock comes next, [N]; where that is
+    `LOST` there is no profile either. correction: factor on the head's expected value.
     """
 
     linear: NDArray[np.float64]
@@ -103,7 +103,7 @@ class Readout(NamedTuple):
     pull: NDArray[np.float64]
     known: NDArray[np.float64]
     seen: NDArray[np.int64]
-    means: NDArray[np.float64]
+    usual: NDArray[np.float64]
     rows: NDArray[np.int64]
     steps: NDArray[np.int64]
     correction: float
@@ -316,12 +316,12 @@ def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, 
 @compiled
 @no_type_check
 def foresee(
-    sizes, weights, linear, profile, pull, typical, correction, state, exact, counts, work, wide, point, offsets
+    sizes, weights, linear, profile, pull, usual, correction, state, exact, counts, work, wide, point, offsets
 ):  # fmt: skip
     """The forecast of one series: point [F], the head's quantiles around it [F, Q], and the scale of its window.
     linear: its map [L F], flat; profile: what is added in units of the window's pace [F], or nothing; pull: what is
-    added for each unit that the usual value lies off the window's mean [F], or nothing; work: of the network's
-    precision, wide: [L] in float64."""
+    added for each unit that the usual, a mean and a variance, lies off the window's mean [F], or nothing; work: of the
+    network's precision, wide: [L] in float64."""
     kind = weights.dtype.type
     dim, patch, seen, rank, context = sizes.dim, sizes.patch, sizes.seen, sizes.rank, sizes.context
     horizon, levels, steps = sizes.horizon, sizes.quantiles, sizes.horizon + sizes.patch
@@ -399,8 +399,9 @@ def foresee(
             point[f] += mean
         for f in range(len(profile)):
             point[f] += moved * profile[f]
+        distance = apart(usual[0], usual[1], mean) if len(pull) else 0.0
         for f in range(len(pull)):
-            point[f] += (typical - mean) * pull[f]
+            point[f] += distance * pull[f]
     else:
         point[:] = level
     for f in range(horizon):
@@ -448,7 +449,7 @@ all_updates = njit(cache=True, parallel=True)(_all_updates)
 
 @compiled
 @no_type_check
-def some_forecasts(first, last, sizes, weights, linear, profile, pull, known, seen, means, own, steps, correction, rows,
+def some_forecasts(first, last, sizes, weights, linear, profile, pull, known, seen, usual, own, steps, correction, rows,
                    state, exact, counts, work, wide, points, offsets, scales):  # fmt: skip
     """The forecasts of the rows from place `first` to before `last`."""
     for i in range(first, last):
@@ -460,18 +461,18 @@ def some_forecasts(first, last, sizes, weights, linear, profile, pull, known, se
             beside = profile[own[r], place : place + sizes.horizon]
         pulled = pull[own[r] if len(pull) > 1 else 0]
         scales[i] = foresee(
-            sizes, weights, map_, beside, pulled, usual(seen[r], means[r], known[own[r]]), correction, state[r],
+            sizes, weights, map_, beside, pulled, usual_of(seen[r, 1], usual[r], known[own[r]]), correction, state[r],
             exact[r], counts[r], work, wide, points[i], offsets[i],
         )  # fmt: skip
 
 
 @no_type_check
-def _all_forecasts(parts, sizes, weights, linear, profile, pull, known, seen, means, own, steps, correction, rows,
+def _all_forecasts(parts, sizes, weights, linear, profile, pull, known, seen, usual, own, steps, correction, rows,
                    state, exact, counts, work, wide, points, offsets, scales):  # fmt: skip
     for part in prange(parts):
         some_forecasts(
             part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, weights, linear, profile, pull, known,
-            seen, means, own, steps, correction, rows, state, exact, counts, work[part], wide[part], points, offsets,
+            seen, usual, own, steps, correction, rows, state, exact, counts, work[part], wide[part], points, offsets,
             scales,
         )  # fmt: skip
 

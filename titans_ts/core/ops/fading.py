@@ -10,7 +10,7 @@ K rates (alpha of the level, beta of the trend, how much of the trend is left af
 M steps of a season, F future step. Of one series: members [K, 2 + M] are level, trend and season; recent [M] the values
 of the last season, NaN where missing; counts [3 + M] are steps, observations, changes seen over a season, and
 observations at every place of the season; edges [2] are the least and the greatest value so far, stood [2] how often it
-stood at each; mean [1] is that of all values.
+stood at each; usual [2] are the mean of all values and their variance, see `accustom`.
 """
 
 import math
@@ -30,6 +30,11 @@ ORIGINS = 256  # of one series, at most, at which rates are tried
 # of its values, and at least so many, at which a series stood at its least or greatest one if it cannot go beyond:
 # empty shelves, nights without sun, air that holds no more water
 HELD, HELD_TIMES = 0.1, 10
+INSIDE = 1e-6  # of what lies between two edges, by which a value may lie beyond and be one of them: it was rounded
+FAR = 20.0  # deviations from the usual, further than which no value moves it: one of a million is a fault
+FIRST = 8  # values that are taken as they are, before there is a deviation to speak of
+SPAN = 2**16  # values after which the usual forgets
+NEAR = 5.0  # deviations from the usual up to which it says all it can, and twice as many from which on nothing
 
 
 def strict(function: F) -> F:
@@ -43,10 +48,11 @@ def strict(function: F) -> F:
 
 @strict
 @no_type_check
-def take_in(value, rates, weights, members, recent, counts, surprise, edges, stood, mean):
+def take_in(value, rates, weights, known, members, recent, counts, surprise, edges, stood, usual):
     """One value of one series, NaN where missing: levels and trends move on, and learn from what was observed.
 
-    surprise [1]: the mean distance of the values from their weighted forecast a step before.
+    known: how many values `fit` saw of it. surprise [1]: the mean distance of the values from their weighted forecast a
+    step before.
     """
     season, seen, changes = len(recent), counts[1], counts[2]
     place = counts[0] % season
@@ -72,7 +78,7 @@ def take_in(value, rates, weights, members, recent, counts, surprise, edges, sto
     if seen:
         surprise[0] += max(SURPRISE_RATE, 1.0 / seen) * (abs(value - said) - surprise[0])
     counts[1] += 1
-    mean[0] += (value - mean[0]) / counts[1]
+    accustom(value, counts[1], known, usual)
     counts[2] += changed
     counts[3 + place] += 1
     for side in range(2):
@@ -83,23 +89,87 @@ def take_in(value, rates, weights, members, recent, counts, surprise, edges, sto
 
 @strict
 @no_type_check
-def usual(counts, mean, known):
-    """The mean of all values of one series: where fewer were seen than are known from elsewhere, known [4] being the
-    mean, the number, the least and the greatest of those, they stand in for what is missing, unless what was seen lies
-    elsewhere: it is in other units, or of another series. NaN where nothing is known."""
-    if counts[1] == 0:
-        return known[0] if known[1] > 0 else math.nan
-    if not known[2] <= mean <= known[3]:
-        return mean
-    return mean + max(1.0 - counts[1] / known[1], 0.0) * (known[0] - mean)
+def accustom(value, count, known, usual):
+    """usual [2], the mean of all values of a series and their variance, after one value more, the `count`-th of them. A
+    value further away than `FAR` deviations counts as one that lies so far.
+
+    known: how many values the variance is of, all if 0. Where a series leaves its level after `fit` it does not follow,
+    so that the old level is far away."""
+    if count == 1:
+        usual[0], usual[1] = value, 0.0
+        return
+    away, most, rate = value - usual[0], FAR * math.sqrt(usual[1]), 1.0 / min(count, SPAN)
+    if count > FIRST and most > 0:
+        away = min(max(away, -most), most)
+    usual[0] += rate * away
+    if known == 0 or count <= known:
+        usual[1] += rate * ((1.0 - rate) * away * away - usual[1])
 
 
 @strict
 @no_type_check
-def usual_rows(counts, means, known, own, out):
-    """out [N] = the mean of all values of some series."""
+def nearness(distance, variance):
+    """1 up to `NEAR` deviations, falling to 0 at twice that."""
+    if variance <= 0:
+        return 1.0 if distance == 0 else 0.0
+    return min(max(2.0 - abs(distance) / (NEAR * math.sqrt(variance)), 0.0), 1.0)
+
+
+@strict
+@no_type_check
+def apart(mean, variance, centre):
+    """How far the mean of all values, which have this variance, lies from the centre of a window: nothing where it lies
+    so far away that the series has left it for good."""
+    return (mean - centre) * nearness(mean - centre, variance)
+
+
+@strict
+@no_type_check
+def usual_of(count, usual, known):
+    """Mean and variance of all values of one series, of which `count` were seen. Where they are fewer than are known
+    from elsewhere, those stand in for what is missing, unless what was seen lies elsewhere: it is in other units, or of
+    another series. known [5]: mean, variance, number, least and greatest of those values. NaN where none is known."""
+    if count == 0:
+        return (known[0], known[1]) if known[2] > 0 else (math.nan, math.nan)
+    mean, variance = usual[0], usual[1]
+    if count >= known[2]:
+        return mean, variance
+    share = (1.0 - count / known[2]) * nearness(mean - known[0], known[1])
+    return mean + share * (known[0] - mean), variance + share * (known[1] - variance)
+
+
+@strict
+@no_type_check
+def usual_rows(counts, usual, known, own, out):
+    """out [N, 2] = `usual_of` of some series."""
     for i in range(len(own)):
-        out[i] = usual(counts[i], means[i], known[own[i]])
+        out[i, 0], out[i, 1] = usual_of(counts[i, 1], usual[i], known[own[i]])
+
+
+@strict
+@no_type_check
+def usual_before(values, offsets, out):
+    """out [T + N, 2] = what is usual before every row of every series and after its last one; NaN before any value."""
+    usual = np.zeros(2)
+    for i in range(len(offsets) - 1):
+        count, place = 0, offsets[i] + i
+        usual[:] = math.nan
+        out[place] = usual
+        for t in range(offsets[i], offsets[i + 1]):
+            if not math.isnan(values[t]):
+                count += 1
+                accustom(values[t], count, 0, usual)
+            place += 1
+            out[place] = usual
+
+
+@strict
+@no_type_check
+def apart_rows(usual, centres, out):
+    """out [W] = `apart` of some windows, 0 where nothing is usual or the centre is unknown."""
+    for w in range(len(out)):
+        distance = apart(usual[w, 0], usual[w, 1], centres[w])
+        out[w] = 0.0 if math.isnan(distance) else distance
 
 
 @strict
@@ -107,10 +177,13 @@ def usual_rows(counts, means, known, own, out):
 def bounds_of(counts, edges, stood, known, out):
     """out [2] = what a series does not go below and not above: an edge at which it stood often, else an infinity.
 
-    known [4]: see `usual`; an edge that it once went beyond is none."""
+    known [5]: see `usual_of`. An edge of some values among those known is none if these once went beyond it."""
+    slack = INSIDE * (known[4] - known[3])
+    among = known[2] > counts[1] and edges[0] >= known[3] - slack and edges[1] <= known[4] + slack
     for side in range(2):
         held = stood[side] >= max(HELD * counts[1], HELD_TIMES)
-        held = held and (edges[1] >= known[3] if side else edges[0] <= known[2])
+        if among:
+            held = held and (edges[1] >= known[4] - slack if side else edges[0] <= known[3] + slack)
         out[side] = edges[side] if held else (math.inf if side else -math.inf)
 
 
@@ -146,13 +219,13 @@ def within(value, bounds):
 
 @strict
 @no_type_check
-def take_in_some(rows, values, rates, weights, own, members, recent, counts, surprise, edges, stood, means):
+def take_in_some(rows, values, rates, weights, own, known, members, recent, counts, surprise, edges, stood, usual):
     """One value of each of these rows, in place: row r has the weights[own[r]]."""
     for i in range(len(rows)):
         r = rows[i]
         take_in(
-            values[i], rates, weights[own[r]], members[r], recent[r], counts[r], surprise[r : r + 1], edges[r],
-            stood[r], means[r : r + 1],
+            values[i], rates, weights[own[r]], known[own[r], 2], members[r], recent[r], counts[r], surprise[r : r + 1],
+            edges[r], stood[r], usual[r],
         )  # fmt: skip
 
 
@@ -200,13 +273,13 @@ def finish_some(
 
 @strict
 @no_type_check
-def take_in_rows(values, offsets, rates, weights, own, members, recent, counts, surprise, edges, stood, means):
+def take_in_rows(values, offsets, rates, weights, own, known, members, recent, counts, surprise, edges, stood, usual):
     """All new values of some series, in place: series i has values[offsets[i] : offsets[i + 1]] and weights[own[i]]."""
     for i in range(len(own)):
         for t in range(offsets[i], offsets[i + 1]):
             take_in(
-                values[t], rates, weights[own[i]], members[i], recent[i], counts[i], surprise[i : i + 1], edges[i],
-                stood[i], means[i : i + 1],
+                values[t], rates, weights[own[i]], known[own[i], 2], members[i], recent[i], counts[i],
+                surprise[i : i + 1], edges[i], stood[i], usual[i],
             )  # fmt: skip
 
 
@@ -235,13 +308,13 @@ def forecasts_at(values, offsets, rates, weights, own, known, season, series, or
             last += 1
         members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
         counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
-        edges, stood, mean = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64), np.zeros(1)
+        edges, stood, usual = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64), np.zeros(2)
         t = 0
         for w in range(first, last):
             while t < origins[w]:
                 take_in(
-                    values[offsets[i] + t], rates, weights[own[i]], members, recent, counts, surprise, edges, stood,
-                    mean,
+                    values[offsets[i] + t], rates, weights[own[i]], 0.0, members, recent, counts, surprise, edges,
+                    stood, usual,
                 )  # fmt: skip
                 t += 1
             look_ahead(rates, weights[own[i]], members, counts, out[w])
@@ -264,9 +337,9 @@ def errors_of_rates(values, offsets, ends, rates, season, horizon, errors, count
         stride = (last - first) // ORIGINS + 1
         members, recent = np.zeros((len(rates), 2 + season)), np.full(season, math.nan)
         counts, surprise = np.zeros(3 + season, dtype=np.int64), np.zeros(1)
-        edges, stood, mean = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64), np.zeros(1)
+        edges, stood, usual = np.array([math.inf, -math.inf]), np.zeros(2, dtype=np.int64), np.zeros(2)
         for t in range(last):
-            take_in(values[offsets[i] + t], rates, weights, members, recent, counts, surprise, edges, stood, mean)
+            take_in(values[offsets[i] + t], rates, weights, 0.0, members, recent, counts, surprise, edges, stood, usual)
             if t + 1 < first or (last - t - 1) % stride:
                 continue
             truth = values[offsets[i] + t + 1 : offsets[i] + t + 1 + reach]
