@@ -112,6 +112,12 @@ def test_an_edge_of_a_window_that_the_series_once_went_beyond_is_no_bound():
     window = panel_of(sun[-30:], sun[-30:])
     low = fading.ahead(fading.absorb(fading.start((0, 1)), window), HORIZON)[2][:, 0]
     np.testing.assert_array_equal(low, [0.0, -np.inf])
+    shifted = panel_of(sun[-30:] - 0.3, sun[-30:] + 5)  # in other units its own edges are all there is to know
+    low = fading.ahead(fading.absorb(fading.start((0, 1)), shifted), HORIZON)[2][:, 0]
+    np.testing.assert_array_equal(low, [-0.3, 5.0])
+    rounded = fit_fading(panel_of(sun + 0.1), HORIZON, SEASON)
+    window = panel_of((sun[-30:] + 0.1).astype(np.float32))
+    assert rounded.ahead(rounded.absorb(rounded.start((0,)), window), HORIZON)[2][0, 0] == np.float32(0.1)
 
 
 def test_what_is_usual_is_the_mean_of_all_values_and_of_those_of_fit_while_fewer_were_seen():

@@ -311,6 +311,30 @@ def test_units_pass_through(forecaster, factor, shift):
     close(other, expected, 1e-9)
 
 
+@pytest.mark.parametrize("what", ["a spike", "another level", "a spike in fit"])
+def test_what_is_usual_does_not_spoil_a_stream_that_leaves_it(what, monkeypatch):
+    random, y = np.random.default_rng(0), np.zeros((1500, 6))
+    for row in range(1, len(y)):
+        y[row] = 0.95 * y[row - 1] + 0.3 * random.normal(size=6)
+    changed = y.copy()
+    if what == "another level":
+        changed[1200:] += 20
+    else:
+        changed[1200 if what == "a spike" else 700] = 1e6
+    errors = []
+    for pulls, parts in ((module.PULLS, module.PARTS), ((0.0,), module.PARTS[:7])):
+        monkeypatch.setattr(module, "PULLS", pulls)
+        monkeypatch.setattr(module, "PARTS", parts)
+        fitted = make(horizon=24, context_length=48, season_length=1, train=LINEAR).fit(changed[:1200])
+        said, at = [], 1200
+        for until in range(1300, 1480, 20):
+            fitted = fitted.update(changed[at:until])
+            said.append(np.abs(fitted.predict() - changed[until : until + 24]).mean())
+            at = until
+        errors.append(np.mean(said))
+    assert errors[0] < 1.1 * errors[1]
+
+
 def test_a_fit_in_other_units_is_the_fit_in_these_units():
     expected = numbers(make().fit(PAST).predict(level=LEVELS))
     got = numbers(make().fit(PAST.assign(y=1024 * PAST["y"])).predict(level=LEVELS))

@@ -2,9 +2,9 @@
 
 Rows 0-8639 train, 8640-11519 validate, 11520-14399 test; every column is standardised with the mean and deviation of
 its training rows; every window of the test part counts, for every column. The literature's number is the row `window`:
-each window is forecast from its own context alone. The rows `frozen` and `updating` run through the test part as a
-stream, step by step, and their neural memory has seen everything before it; in `frozen` it stands still from the end of
-`fit` on.
+each window is forecast from its own context and what `fit` learnt (of each column its map, its profile and the mean of
+its training rows). The rows `frozen` and `updating` run through the test part as a stream, step by step, and their
+neural memory has seen everything before it; in `frozen` it stands still from the end of `fit` on.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def plain_ridge(past: Float, context: int) -> tuple[Ridge, float]:
 
 
 def score_windows(forecaster: Any, z: Float, context: int, begin: int, end: int, block: int = 32) -> dict[str, float]:
-    """Every window forecast from its own context alone."""
+    """Every window forecast from its own context and what `fit` knows of its column."""
     score = Score()
     for start in range(begin, end - HORIZON + 1, block):
         origins = np.arange(start, min(start + block, end - HORIZON + 1))

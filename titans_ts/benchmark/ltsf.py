@@ -3,8 +3,9 @@
 Every column is standardised with the mean and deviation of its training rows. The weights are learnt on the training
 rows, every choice is made on the validation rows after them, and every window of the test rows counts, for every column
 and with stride 1: a test part of R rows has R - h + 1 windows of horizon h. Each window is forecast from its own
-context alone, which may reach back into the validation rows. One model forecasts 720 steps, and shorter horizons are
-the beginnings of its forecasts. The point forecast is the mean, for every set.
+context, which may reach back into the validation rows, and from what `fit` learnt: Titans also knows of which column it
+is, and so its map, its profile and the mean of its training rows. One model forecasts 720 steps, and shorter horizons
+are the beginnings of its forecasts. The point forecast is the mean, for every set.
 
 With `part="validation"` everything moves one part earlier and the test rows are cut off when the set is read: the
 validation rows are scored, and the last training rows, as many as those of validation, take their place.
@@ -87,7 +88,7 @@ def split_set(name: str, folder: str | None = None, *, part: str = "test") -> Sp
 
 
 def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...]) -> dict[int, Score]:
-    """Every window forecast from its own context alone; each horizon is the beginning of one forecast."""
+    """Every window forecast from its own context and what `fit` knows; each horizon is the beginning of one forecast."""
     z, end = split.values, len(split.values)
     scores = {horizon: Score() for horizon in horizons}
     columns, longest = z.shape[1], max(horizons)

@@ -139,7 +139,8 @@ class TitansForecaster(PanelForecaster):
         interval to cover what it says on the validation rows, and where series are long on training rows besides, so
         that one restless or calm season does not decide. Where the errors are skewed, the median lies off the mean.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
-        its time (nights without sun), unless validation rows lay beyond.
+        its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
+        it must be that of the series.
     point: "mean" or "median", what the point forecast is.
     non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
         which are cut there at the last, covariates included. Negative values in the data are then an error.

@@ -58,7 +58,7 @@ Unit: TypeAlias = Literal["series", "window"]
 class Part(NamedTuple):
     """One way to fit a map: what errors are measured in, how strongly the maps of single series are drawn to the shared
     one (infinite: there are none), how often the context is halved before, so that its last rows are left, and whether
-    a whole context has one input more: the distance from its mean to that of all values so far."""
+    a whole context, never a halved one, has one input more: the distance from its mean to that of all values so far."""
 
     unit: Unit = "series"
     pooling: float = math.inf
@@ -695,8 +695,8 @@ def apart_from(usual: Float, mean: Float) -> Float:
     where it lies so far away that the series may have left it for good.
 
     >>> usual = np.array([[5.0, 1.0], [5.0, 1.0], [5.0, 1.0], [np.nan, np.nan]])
-    >>> apart_from(usual, np.array([3.0, 0.5, -9.0, 0.0])).tolist()
-    [2.0, 2.25, 0.0, 0.0]
+    >>> apart_from(usual, np.array([3.0, -2.5, -9.0, 0.0])).tolist()
+    [2.0, 3.75, 0.0, 0.0]
     """
     from ..core.ops.fading import apart_rows
 
