@@ -492,7 +492,7 @@ def test_one_outlier_does_not_move_what_is_usual_and_a_level_left_for_good_pulls
     assert abs(mean) < 0.2
     assert variance < 3
     usual = np.tile([mean, variance], (4, 1))
-    apart = apart_from(usual, mean + variance**0.5 * np.array([-2.0, 4.0, 7.5, 11.0]))
+    apart = apart_from(usual, mean + variance**0.5 * np.array([-2.0, 4.0, 7.5, 11.0]), np.ones(4))
     np.testing.assert_allclose(apart / variance**0.5, [2.0, -4.0, -3.75, 0.0], atol=1e-12)
 
 
@@ -550,6 +550,8 @@ def test_a_pulled_path_forecasts_scaled_and_shifted_data_alike_with_a_profile_to
     for each in (path, other):
         got = apply_linear(each, 3 * contexts + 7, rows, steps, usual * [3, 9] + [7, 0])
         np.testing.assert_allclose(got, 3 * one + 7, atol=1e-7)
+    still = np.full((1, 3), 0.1)  # whose mean is not 0.1 to the last digit
+    np.testing.assert_allclose(apply_linear(path, still, rows[:1], steps[:1], usual[:1]), 0.1, rtol=1e-12)
     silent = np.full((1, 3), np.nan)
     assert np.isnan(apply_linear(path, silent, rows[:1], steps[:1], usual[:1])).all()
     unknown = apply_linear(path, contexts, rows, steps, np.full((4, 2), np.nan))

@@ -88,7 +88,7 @@ def split_set(name: str, folder: str | None = None, *, part: str = "test") -> Sp
 
 
 def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...]) -> dict[int, Score]:
-    """Every window forecast from its own context and what `fit` knows; each horizon is the beginning of one forecast."""
+    """Every window forecast from its context and what `fit` knows; each horizon is the beginning of one forecast."""
     z, end = split.values, len(split.values)
     scores = {horizon: Score() for horizon in horizons}
     columns, longest = z.shape[1], max(horizons)

@@ -438,7 +438,8 @@ def pull_sums(windows: Windows, scales: Float) -> PullSums:
     squares = np.zeros(len(panel))
     for _, series, rows, contexts, targets in blocks(windows):
         centred, mean = centre(contexts)
-        apart, unit = apart_from(panel.usual_before(series, rows), mean), scales[series, None]
+        apart = apart_from(panel.usual_before(series, rows), mean, pace(centred, contexts))
+        unit = scales[series, None]
         first = np.flatnonzero(np.diff(series, prepend=-1))  # windows come series by series
         apart = apart[:, None] / unit
         x[series[first]] += np.add.reduceat(apart * (centred / unit), first)
@@ -478,7 +479,7 @@ def season_sums(windows: Windows, season: int) -> SeasonSums:
         first = np.flatnonzero(np.diff(key, prepend=-1))
         x[key[first]] += np.add.reduceat(speed[:, None] * centred, first)
         y[key[first]] += np.add.reduceat(speed[:, None] * (targets[order] - mean[:, None]), first)
-        distance = apart_from(windows.panel.usual_before(series, rows)[order], mean)
+        distance = apart_from(windows.panel.usual_before(series, rows)[order], mean, speed)
         apart += np.bincount(key, speed * distance, minlength=count)
         squares += np.bincount(key, speed**2, minlength=count)
         counts += np.bincount(key, minlength=count)
@@ -683,26 +684,27 @@ def apply_linear(
             forecast[some] = mean[some, None] + centred[some] @ path.weights[rows[some[0]]]
     if path.pull is not None and usual is not None:
         owner = 0 if rows is None or len(path.pull) == 1 else rows
-        forecast += apart_from(usual, mean)[:, None] * path.pull[owner]
+        forecast += apart_from(usual, mean, pace(centred, contexts))[:, None] * path.pull[owner]
     if path.profile is not None and rows is not None and steps is not None:
         placed = np.where(steps < LOST // 2, 0, rows)  # the profile of strangers is nothing
         forecast += pace(centred, contexts)[:, None] * path.profile[placed, steps % path.season]
     return forecast
 
 
-def apart_from(usual: Float, mean: Float) -> Float:
-    """How far what is usual `[B, 2]` lies from the means of contexts `[B]`: nothing where it is not known, and less
-    where it lies so far away that the series may have left it for good.
+def apart_from(usual: Float, mean: Float, speed: Float) -> Float:
+    """How far what is usual `[B, 2]` lies from the means of contexts `[B]` that move at this pace `[B]`: nothing where
+    it is not known or a context stands still (no rain, which mostly goes on), and less where it lies so far away that
+    the series may have left it for good.
 
-    >>> usual = np.array([[5.0, 1.0], [5.0, 1.0], [5.0, 1.0], [np.nan, np.nan]])
-    >>> apart_from(usual, np.array([3.0, -2.5, -9.0, 0.0])).tolist()
-    [2.0, 3.75, 0.0, 0.0]
+    >>> usual = np.array([[5.0, 1.0], [5.0, 1.0], [5.0, 1.0], [5.0, 1.0], [np.nan, np.nan]])
+    >>> apart_from(usual, np.array([3.0, -2.5, -9.0, 3.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0, 1.0])).tolist()
+    [2.0, 3.75, 0.0, 0.0, 0.0]
     """
     from ..core.ops.fading import apart_rows
 
     out = np.empty(len(mean))
     apart_rows(usual, mean, out)
-    return out
+    return np.where(speed > 0, out, 0.0)
 
 
 def pace(centred: Float, contexts: Float) -> Float:
@@ -865,7 +867,8 @@ def standardised(
     for _, series, rows, contexts, targets in blocks(windows):
         centred, mean = centre(contexts)
         if usual:
-            centred = np.column_stack([centred, apart_from(windows.panel.usual_before(series, rows), mean)])
+            apart = apart_from(windows.panel.usual_before(series, rows), mean, pace(centred, contexts))
+            centred = np.column_stack([centred, apart])
         size = scales[series] if unit == "series" else context_scale(contexts, scales[series])
         size = (size / np.sqrt(windows.panel.shares[series]))[:, None]
         yield series, centred / size, (targets[:, ::every] - mean[:, None]) / size

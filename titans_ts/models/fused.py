@@ -399,7 +399,7 @@ def foresee(
             point[f] += mean
         for f in range(len(profile)):
             point[f] += moved * profile[f]
-        distance = apart(usual[0], usual[1], mean) if len(pull) else 0.0
+        distance = apart(usual[0], usual[1], mean) if len(pull) and moved > 0 else 0.0
         for f in range(len(pull)):
             point[f] += distance * pull[f]
     else:
