@@ -550,8 +550,8 @@ def test_a_pulled_path_forecasts_scaled_and_shifted_data_alike_with_a_profile_to
     for each in (path, other):
         got = apply_linear(each, 3 * contexts + 7, rows, steps, usual * [3, 9] + [7, 0])
         np.testing.assert_allclose(got, 3 * one + 7, atol=1e-7)
-    still = np.full((1, 3), 0.1)  # whose mean is not 0.1 to the last digit
-    np.testing.assert_allclose(apply_linear(path, still, rows[:1], steps[:1], usual[:1]), 0.1, rtol=1e-12)
+    still = np.array([[0.1, 0.1, 0.1], [0.1, np.nan, 0.1]])  # their sum is not 0.3
+    assert (apply_linear(path, still, rows[:2], steps[:2], usual[:2]) == 0.1).all()
     silent = np.full((1, 3), np.nan)
     assert np.isnan(apply_linear(path, silent, rows[:1], steps[:1], usual[:1])).all()
     unknown = apply_linear(path, contexts, rows, steps, np.full((4, 2), np.nan))

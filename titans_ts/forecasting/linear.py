@@ -837,14 +837,18 @@ def cut(windows: Windows, series: Int, target: Int) -> tuple[Float, Float]:
 
 
 def centre(contexts: Float) -> tuple[Float, Float]:
-    """Contexts without their means `[B, L]`, and the means `[B]`; holes take the last value (at first the mean)."""
+    """Contexts without their means `[B, L]`, and the means `[B]`; holes take the last value (at first the mean). The mean
+    of equal values is each of them, to the last digit."""
     observed = ~np.isnan(contexts)
     if observed.all():
         mean = contexts.mean(axis=1)
+        mean = np.where((contexts == contexts[:, :1]).all(axis=1), contexts[:, 0], mean)
         return contexts - mean[:, None], mean
     count = observed.sum(axis=1)
     total = np.where(observed, contexts, 0.0).sum(axis=1)
     mean = np.divide(total, count, out=np.full(len(contexts), np.nan), where=count > 0)
+    one = np.take_along_axis(contexts, observed.argmax(axis=1)[:, None], axis=1)
+    mean = np.where(((contexts == one) | ~observed).all(axis=1), one[:, 0], mean)
     last = np.maximum.accumulate(np.where(observed, np.arange(contexts.shape[1]), -1), axis=1)
     filled = np.take_along_axis(contexts, np.maximum(last, 0), axis=1)
     return np.where(last < 0, 0.0, filled - mean[:, None]), mean
