@@ -837,8 +837,8 @@ def cut(windows: Windows, series: Int, target: Int) -> tuple[Float, Float]:
 
 
 def centre(contexts: Float) -> tuple[Float, Float]:
-    """Contexts without their means `[B, L]`, and the means `[B]`; holes take the last value (at first the mean). The mean
-    of equal values is each of them, to the last digit."""
+    """Contexts without their means `[B, L]`, and the means `[B]`, that of equal values being each of them to the last
+    digit; holes take the last value (at first the mean)."""
     observed = ~np.isnan(contexts)
     if observed.all():
         mean = contexts.mean(axis=1)
