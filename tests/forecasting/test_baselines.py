@@ -20,6 +20,7 @@ from titans_ts.forecasting.linear import (
     all_but_one,
     apart_from,
     apply_linear,
+    averaged,
     blocks,
     centre,
     draw,
@@ -27,12 +28,14 @@ from titans_ts.forecasting.linear import (
     in_turn,
     pace,
     places,
+    pull_sums,
     series_scales,
     shares_of,
     solve,
     spread,
     surely_less,
     windows_between,
+    with_pull,
 )
 from titans_ts.forecasting.metrics import evaluate, weighted_quantile_loss
 
@@ -584,16 +587,38 @@ def test_blocks_are_forecast_by_exactly_the_windows_without_a_target_in_them():
 
 
 def test_an_average_gains_what_it_can_and_is_the_first_map_where_blocks_disagree():
-    half = np.array([[1.0, 0.5], [0.5, 1.0]])
-    np.testing.assert_allclose(shares_of(np.stack([half] * 4)), [0.5, 0.5], atol=1e-6)
-    better = np.array([[1.0, 0.9], [0.9, 0.5]])
-    np.testing.assert_allclose(shares_of(np.stack([better] * 4)), [0.0, 1.0], atol=1e-3)
-    lucky = np.stack([np.array([[1.0, 0.3], [0.3, 0.2]])] + [np.array([[1.0, 1.1], [1.1, 1.3]])] * 5)
+    errors = np.random.default_rng(0).normal(size=(3, 400, 6))
+    half = np.array([errors[0], errors[0] * np.sign(errors[1])])
+    np.testing.assert_allclose(shares_of([half] * 4), [0.5, 0.5], atol=0.05)
+    better = np.array([errors[0], 0.5 * errors[0]])
+    np.testing.assert_allclose(shares_of([better] * 4), [0.0, 1.0], atol=1e-3)
+    lucky = [np.array([errors[0], 0.2 * errors[0]])] + [np.array([errors[0], 1.3 * errors[0]])] * 5
     np.testing.assert_allclose(shares_of(lucky), [1.0, 0.0], atol=1e-6)
-    least = np.array([[1.0, 0.7, 0.8], [0.7, 0.9, 0.6], [0.8, 0.6, 1.1]])
-    shares = shares_of(np.stack([least] * 4))
-    slope = least @ shares
-    np.testing.assert_allclose(slope[shares > 1e-3], slope.min(), rtol=1e-6)
+
+
+def test_the_shares_of_an_average_err_least_by_squared_and_absolute_error_together():
+    errors = np.random.default_rng(1).standard_t(3, size=(3, 2000, 4)) * np.array([1.0, 1.1, 1.5])[:, None, None]
+
+    def loss(shares):
+        left = np.tensordot(shares, errors, 1)
+        return (left**2).mean() / (errors[0] ** 2).mean() + np.abs(left).mean() / np.abs(errors[0]).mean()
+
+    found = shares_of([errors] * 4)
+    for step in np.eye(3)[[0, 0, 1, 1, 2, 2]] - np.eye(3)[[1, 2, 0, 2, 0, 1]]:
+        assert loss(found + 0.03 * step) > loss(found)
+
+
+def test_what_the_parts_of_an_average_took_of_the_usual_is_not_taken_twice():
+    panel = two_worlds(600)
+    scales, windows = np.ones(4), windows_between(panel, 8, 2, np.zeros(4, dtype=int), np.full(4, 500))
+    sums = pull_sums(windows, scales)
+    pulls = []
+    for share in (0.0, 0.5, 1.0):
+        path = averaged(windows, scales, ((Part(), 1 - share), (Part(usual=True), share)), 1e-3, {})
+        added = with_pull(path, sums, 0.3, 1.0, panel.shares).pull - (0.0 if path.pull is None else path.pull)
+        pulls.append(np.abs(added).max())
+    assert pulls[0] > 2 * pulls[1] > 0
+    assert pulls[2] == 0
 
 
 def test_long_series_that_differ_have_maps_of_their_own_and_those_alike_share_one():

@@ -48,6 +48,8 @@ CROSSED_JUDGED, CROSSED_STEPS = 8192, 120  # windows, and steps of the horizon, 
 CROSSED = 2  # of so many training windows one is enough to tell, block for block, which parts a path is averaged of
 LEAST = 0.01  # share below which a part is left out
 ROUNDS, RATE = 2000, 2.0  # steps that find the shares, and how far one goes
+REWEIGHTED, SMALL = 6, 0.05  # how often errors are weighed anew for the least absolute ones, and which count as least
+THINNED = 3  # of so many steps one says as much about the shares: errors of neighbouring steps are alike
 
 
 # What errors of the fit are measured in. A window's own deviation weighs a restless window down: its errors are larger
@@ -354,8 +356,7 @@ def crossed(
                     part, share = parts[number], parts[number].pooling / panel.shares[seen].sum()
                     own_xx, own_xy = xx / panel.shares[row] + share * all_xx, xy / panel.shares[row] + share * all_xy
                     error[number, here] += contexts[here] @ map_of(part, own_xx, own_xy, context, penalty)
-    products = [np.tensordot(error, error, ((1, 2), (1, 2))) for error in errors if error.size]
-    found = shares_of(np.stack([each / max(each[0, 0], 1e-300) for each in products]))
+    found = shares_of([error[..., ::THINNED] for error in errors if error.size])
     kept = found * (found >= LEAST)
     return tuple((part, float(s)) for part, s in zip(parts, kept / kept.sum(), strict=True) if s), losses
 
@@ -387,26 +388,41 @@ def all_but_one(grams: Iterable[Gram]) -> list[tuple[Float, Float]]:
     return [(each[:, : len(each)], each[:, len(each) :]) for each in sums]
 
 
-def shares_of(products: Float) -> Float:
+def shares_of(errors: Sequence[Float]) -> Float:
     """The shares `[C]`, none below 0 and 1 together, of C maps in an average that errs less than the first map, given
-    the mean products of their errors in K blocks `[K, C, C]`.
+    their errors in K blocks `[K][C, W, H]`.
 
-    Those of the least error on average over the blocks, and then as much of the way there from the first map alone as
-    makes this mean and one standard error of it least: what all blocks gain by is taken whole.
+    Those of the least squared and absolute error, on average over the blocks and relative to the first map's in each;
+    the absolute one by weighing the errors anew. And then as much of the way there from the first map alone as makes
+    the mean squared error and one standard error of it least: what all blocks gain by is taken whole.
 
-    >>> same, other = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.9], [0.9, 2.0]]
-    >>> shares_of(np.array([same, same])).round(2).tolist(), shares_of(np.array([same, other])).round(2).tolist()
-    ([0.5, 0.5], [0.91, 0.09])
+    >>> one = np.array([[[1.0, 0.0]], [[0.0, 1.0]]])
+    >>> shares_of([one, one]).round(2).tolist(), shares_of([one, one * [[[1.0]], [[1.2]]]]).round(2).tolist()
+    ([0.5, 0.5], [0.59, 0.41])
     """
-    mean, first = products.mean(axis=0), np.eye(products.shape[1])[0]
-    shares = np.full(len(mean), 1 / len(mean))
-    for _ in range(ROUNDS):
-        slope = mean @ shares
-        shares = shares * np.exp(RATE * (slope.min() - slope))
-        shares /= shares.sum()
+    levels = [np.maximum([np.abs(error[0]).mean(), np.square(error[0]).mean()], 1e-300) for error in errors]
+    squares = np.stack(
+        [
+            np.tensordot(error, error, ((1, 2), (1, 2))) / (error[0].size * level)
+            for error, (_, level) in zip(errors, levels, strict=True)
+        ]
+    )
+    shares = np.full(squares.shape[1], 1 / squares.shape[1])
+    for _ in range(REWEIGHTED):
+        products = 2 * squares.mean(axis=0)
+        for error, (level, _) in zip(errors, levels, strict=True):
+            left = np.abs(np.tensordot(shares, error, 1))
+            weighed = error / (np.maximum(left, SMALL * level) * level * left.size * len(errors))
+            products += np.tensordot(weighed, error, ((1, 2), (1, 2)))
+        products /= products.diagonal().max()
+        for _ in range(ROUNDS):
+            slope = products @ shares
+            shares = shares * np.exp(RATE * (slope.min() - slope))
+            shares /= shares.sum()
+    first = np.eye(len(shares))[0]
     ways = first + np.linspace(0, 1, 21)[:, None] * (shares - first)
-    losses = np.einsum("wi,kij,wj->wk", ways, products, ways)
-    doubt = losses.std(axis=1, ddof=1) / len(products) ** 0.5
+    losses = np.einsum("wi,kij,wj->wk", ways, squares, ways)
+    doubt = losses.std(axis=1, ddof=1) / len(squares) ** 0.5
     way: Float = ways[np.argmin(losses.mean(axis=1) + doubt)]
     return way
 
@@ -450,7 +466,8 @@ def pull_sums(windows: Windows, scales: Float) -> PullSums:
 
 def with_pull(path: LinearPath, sums: PullSums, share: float, sure: float, heard: Float) -> LinearPath:
     """The path with this share of what the distance of a context from the usual adds to what it says, by least squares
-    over all series, each as much as `heard` `[N]` says; sure: as much of it as the past is long.
+    over all series, each as much as `heard` `[N]` says; sure: as much of it as the past is long. Where parts of an
+    average look at that distance themselves, it is for the others.
 
     A context of a day or two does not tell whether its level is that of the series or a passing one.
     """
@@ -460,6 +477,7 @@ def with_pull(path: LinearPath, sums: PullSums, share: float, sure: float, heard
     single = len(path.weights) > 1
     said = np.einsum("nl,nlh->nh", sums.x, path.weights[1:]) if single else sums.x @ path.weights[0]
     pull = np.zeros_like(path.weights[:, 0]) if path.pull is None else path.pull
+    sure *= 1.0 - sum(taken for part, taken in path.mix if part.usual)
     said = said + sums.squares[:, None] * (pull[1:] if single else pull)
     return replace(path, pulled=share, pull=pull + share * sure * (heard @ (sums.y - said)) / squares)
 
