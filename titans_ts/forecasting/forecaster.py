@@ -74,6 +74,7 @@ from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Batch, Rows, TrainConfig, give_back, train
 
 _SEEDING = Lock()
+from .transform import Arcsinh, fit_arcsinh, plain
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
 LONG = 8  # the same in one series, from which on the errors of its training rows tell how large errors are
 BEFORE = 2  # windows of training rows that tell so, for each one of validation rows
@@ -319,6 +320,11 @@ class TitansForecaster(PanelForecaster):
         seed = int(random.randint(2**31))
         ends = validation_ends(panel, settings.validation, self.horizon)
         raw, beside, covariates, more = panel, panel.covariates, None, None
+        self.transform_ = plain(panel.ids)
+        if beside is None:
+            powers = (1,) if self.point == "median" else (1, 2)
+            self.transform_ = fit_arcsinh(panel, ends, context, int(self.horizon), powers)
+            panel = self.transform_.of(panel)
         if beside is not None:
             require(
                 settings.linear or not (beside.schema.past or beside.schema.static),
@@ -440,6 +446,7 @@ class TitansForecaster(PanelForecaster):
 
     def _start(self, panel: Panel) -> PanelState:
         beside: Any = ()
+        panel = self.transform_.of(panel)
         if self.covariates_ is not None:
             panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
         series = prefill(self.model_, panel)
@@ -455,6 +462,7 @@ class TitansForecaster(PanelForecaster):
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.steps.device)
         part = select_rows(state, place)
+        new = self.transform_.of(new)
         if self.covariates_ is not None:
             new, beside = self.covariates_.advance(part.covariates, new)
             part = part._replace(covariates=beside)
@@ -492,11 +500,13 @@ class TitansForecaster(PanelForecaster):
         mean, median, quantiles = self.calibration_.forecast(
             main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
         )
-        return Forecast(median if self.point == "median" else mean, quantiles, self.levels_)
+        points = median if self.point == "median" else mean
+        points, quantiles = self.transform_.forecast(points, quantiles, own, self.levels_, self.point)
+        return Forecast(points, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
-        recent: Float = state.series.window[torch.from_numpy(np.asarray(rows)).to(state.steps.device)].cpu().numpy()
-        return recent
+        part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.steps.device))
+        return self.transform_.back(part.series.window.cpu().numpy(), part.fading.own.cpu().numpy())
 
     def _effect(self, state: PanelState, rows: Int, ahead: Float) -> Float:
         if self.covariates_ is None:
@@ -557,6 +567,7 @@ class TitansForecaster(PanelForecaster):
             "errors": torch.from_numpy(self.calibration_.table),
             "error_habits": torch.from_numpy(self.calibration_.habits),
             "error_sizes": torch.from_numpy(self.calibration_.sizes),
+            "bends": torch.from_numpy(np.stack([self.transform_.edge, self.transform_.size])),
             **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
             "ends": torch.from_numpy(known.ends),
             "phases": torch.from_numpy(known.phases),
@@ -612,6 +623,7 @@ class TitansForecaster(PanelForecaster):
             season=config["fading"]["season"],
             ids=tuple(id_from_json(name) for name in config["fading"]["ids"]),
         )
+        forecaster.transform_ = Arcsinh(*tensors["bends"].numpy(), forecaster.fading_.ids)
         forecaster.scores_ = tensors["scores"].numpy()
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
         forecaster.levels_ = model.config.quantiles

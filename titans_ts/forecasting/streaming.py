@@ -19,6 +19,7 @@ from .calibration import Calibration, next_to_median
 from .fading import Fading, FadingState
 from .forecast import Forecast
 from .panel import Float, Int
+from .transform import Arcsinh
 
 if TYPE_CHECKING:
     from ..models.fused import FusedModel, Readout
@@ -50,13 +51,14 @@ class StreamingForecaster:
         calibration: Calibration,
         held: FadingState,
         levels: tuple[float, ...],
+        transform: Arcsinh,
         *,
         adapt: bool = True,
         point: Literal["mean", "median"] = "mean",
         non_negative: bool = False,
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
-        self.adapt, self.point, self.non_negative = adapt, point, non_negative
+        self.adapt, self.point, self.non_negative, self.transform = adapt, point, non_negative, transform
         *parts, own = (part.cpu().numpy().copy() for part in held)
         parts[2], parts[-1] = readout.seen, readout.usual  # the same arrays: an update is seen by both
         self._fading = (fading.rates, fading.weights, own, readout.known, *parts)
@@ -101,6 +103,7 @@ class StreamingForecaster:
             forecaster.calibration_,
             held.fading,
             forecaster.levels_,
+            forecaster.transform_,
             adapt=forecaster.adapt and model.config.backbone.writes,
             point=forecaster.point,
             non_negative=forecaster.non_negative,
@@ -137,6 +140,8 @@ class StreamingForecaster:
                 f"the value of row {rows[first]} is negative ({values[first]:g}), and non_negative=True promises "
                 "values of 0 and more: correct it, or pass NaN where it is missing."
             )
+        if self.transform.moves:
+            values = self.transform.forward(values, self._fading[2][rows])
         self.model.update(rows, values, self.adapt)
         take_in_some(rows, values, *self._fading)
         self.readout.steps[rows] += 1
@@ -155,6 +160,8 @@ class StreamingForecaster:
             places, rates, weights, own, members, *held, known, self.readout.steps, self._shares, self._middle,
             self._table, self._habits, self._sizes, scales, points, quantiles,
         )  # fmt: skip
+        if self.transform.moves:
+            points, quantiles = self.transform.forecast(points, quantiles, own[places], self.levels, self.point)
         if self.non_negative:
             return Forecast(points, quantiles, self.levels, least=0.0).cut()
         return Forecast(points, quantiles, self.levels)
