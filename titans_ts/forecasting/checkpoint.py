@@ -20,7 +20,7 @@ from .covariates import NUMBERS, CovariatePath, Effect
 from .layout import Layout
 from .panel import Schema
 
-FORMAT = 6  # raised when an older reader would misread what is written
+FORMAT = 7  # raised when an older reader would misread what is written
 
 
 def write_checkpoint(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
