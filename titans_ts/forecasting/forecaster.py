@@ -173,7 +173,8 @@ class TitansForecaster(PanelForecaster):
 
     Attributes
     ----------
-    model_, linear_, fading_: the trained model, the linear path and the rates of the fading memories. correction_: the
+    model_, linear_, fading_: the trained model, the linear path and the rates of the fading memories. transform_: the
+        scales on which skewed series are learnt, edge and size of each (infinite: as it is). correction_: the
         weight of the model's correction, 0 to 1, and calibration_: how the parts of the forecast are put together, both
         as validation confirms them.
     scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
