@@ -379,7 +379,7 @@ def foresee(
     through_rows(near, both, last[dim:])
     for j in range(dim):
         last[dim + j] += near_bias[j]
-    gelu(last[dim:], last[dim:])
+    gelu(last[dim:])
     through_rows(near_out, last[dim:], more)
 
     if count and len(linear):
