@@ -30,13 +30,13 @@ from ..core.state import MemoryState
 from .config import TimeSeriesConfig
 from .timeseries import LIMIT, SPREAD_SHAPES, SeriesState, TimeSeriesModel
 
-
 TILE = 4  # series that go through the model's own weights together; a lone one goes with idle rows, for the same sums
+LINE = 16  # numbers of a cache line in single precision: what begins with one is read and written in half the time
 
 
 class Sizes(NamedTuple):
     """What the kernels know of a configuration. hidden: of a feed-forward layer; memory: weights of one head; seen: a
-    series' tokens that the head sees; steps: of the head, horizon and patch together."""
+    series' tokens that the head sees; held: numbers that a block keeps of a series, in whole cache lines."""
 
     dim: int
     heads: int
@@ -51,6 +51,7 @@ class Sizes(NamedTuple):
     horizon: int
     quantiles: int
     memory: int
+    held: int
     chunk: int
     normalize: bool
     momentum: bool
@@ -67,10 +68,12 @@ class Sizes(NamedTuple):
         """
         backbone, memory = config.backbone, config.backbone.memory
         shapes = layer_shapes(memory.head_dim, memory.depth, memory.expansion)
+        size, gates = sum(i * o for i, o in shapes), memory.depth if memory.layer_gates else 1
+        held = memory.heads * ((2 if memory.exact else 3) * size + gates) + (memory.conv - 1) * 3 * backbone.dim
         return cls(
             dim=backbone.dim,
             heads=memory.heads,
-            gates=memory.depth if memory.layer_gates else 1,
+            gates=gates,
             taps=memory.conv,
             hidden=max(1, round(backbone.expansion * backbone.dim)),
             blocks=backbone.depth,
@@ -80,7 +83,8 @@ class Sizes(NamedTuple):
             rank=config.rank,
             horizon=config.horizon,
             quantiles=len(config.quantiles),
-            memory=sum(i * o for i, o in shapes),
+            memory=size,
+            held=-(-held // LINE) * LINE,
             chunk=memory.chunk,
             normalize=memory.normalize,
             momentum=memory.momentum,
@@ -222,9 +226,9 @@ def layer(weights, x, out):
 @compiled
 @no_type_check
 def run_block(sizes, limits, widths, weights, block, rows, count, adapt, state, counts, x, work):
-    """One block on the first `count` of x [TILE D], in place: memory and feed-forward layer, each with its residual path.
+    """One block on the first `count` of x [TILE D], in place: memory and feed-forward layer, with their residual paths.
 
-    rows [2 TILE]: which series these are, and then which of them saw something in their patch."""
+    rows [2 TILE + 1]: which series these are, who comes next, and then which of them saw something in their patch."""
     kind = x.dtype.type
     dim, heads, gates, width, hidden = sizes.dim, sizes.heads, sizes.gates, sizes.dim // sizes.heads, sizes.hidden
     flags = (sizes.residual, sizes.anchored, sizes.momentum, sizes.forgetting)
@@ -250,9 +254,8 @@ def run_block(sizes, limits, widths, weights, block, rows, count, adapt, state, 
         root_mean_square(x[i * dim : (i + 1) * dim], scale, tall[i * dim : (i + 1) * dim])
     layer(project, tall, told)
     for i in range(count):
-        own, clock = state[rows[i]], counts[rows[i]]
-        held = len(own) - sizes.seen * dim
-        own = own[block * held // sizes.blocks : (block + 1) * held // sizes.blocks]
+        clock, own = counts[rows[i]], state[rows[i], block * sizes.held : (block + 1) * sizes.held]
+        after = state[rows[i + 1 if i + 1 < count else TILE], block * sizes.held :][: parts * size]
         offset = clock[1 + block]
         clock[1 + block] = (offset + 1) % sizes.chunk
         mine = told[i * wide : (i + 1) * wide]
@@ -277,14 +280,15 @@ def run_block(sizes, limits, widths, weights, block, rows, count, adapt, state, 
             to_unit(query)
             to_unit(key)
             begin = parts * h * size
+            ahead = own[begin + parts * size :][: parts * size] if h + 1 < heads else after
             base = begin + 2 * size if sizes.anchored else begin
             said = read[h * width : (h + 1) * width]
             g = slice(h * gates, (h + 1) * gates)
             token(
                 flags, limits, widths, query, key, mixed[2 * dim + h * width : 2 * dim + (h + 1) * width],
-                theta[g], eta[g], alpha[g], offset == 0, rows[TILE + i] and adapt,
+                theta[g], eta[g], alpha[g], offset == 0, rows[TILE + 1 + i] and adapt,
                 own[begin : begin + size], own[begin + size : begin + 2 * size], own[base : base + size],
-                own[rest + h * gates : rest + (h + 1) * gates], inner, said,
+                own[rest + h * gates : rest + (h + 1) * gates], ahead, inner, said,
             )  # fmt: skip
             if sizes.normalize:
                 root_mean_square(said, read_scale, said)
@@ -327,7 +331,11 @@ def complete(sizes, limits, widths, weights, blocks, rows, count, adapt, state, 
 
     weights: of embedding and head. blocks: of the blocks, [blocks, ...]. rows: see `run_block`."""
     dim, patch = sizes.dim, sizes.patch
-    patches, x, rest = work[: 2 * TILE * patch], work[2 * TILE * patch :][: TILE * dim], work[TILE * (2 * patch + dim) :]
+    patches, x, rest = (
+        work[: 2 * TILE * patch],
+        work[2 * TILE * patch :][: TILE * dim],
+        work[TILE * (2 * patch + dim) :],
+    )
     for i in range(count):
         r = rows[i]
         position = counts[r, 0]
@@ -335,7 +343,7 @@ def complete(sizes, limits, widths, weights, blocks, rows, count, adapt, state, 
         level, scale, _, _ = scale_of(sizes, exact[r], position, number)
         place = sizes.context + number % sizes.seen
         exact[r, place], exact[r, place + sizes.seen] = level, scale
-        rows[TILE + i] = features(
+        rows[TILE + 1 + i] = features(
             sizes, exact[r], position - patch, patch, level, scale, patches[2 * i * patch : 2 * (i + 1) * patch]
         )  # fmt: skip
     layer(weights[: 2 * patch * dim], patches, x)
@@ -347,7 +355,7 @@ def complete(sizes, limits, widths, weights, blocks, rows, count, adapt, state, 
         run_block(sizes, limits, widths, blocks[block], block, rows, count, adapt, state, counts, x, rest)
     for i in range(count):
         own, number = state[rows[i]], counts[rows[i], 0] // patch - 1
-        begin = len(own) - (sizes.seen - number % sizes.seen) * dim
+        begin = sizes.blocks * sizes.held + number % sizes.seen * dim
         own[begin : begin + dim] = x[i * dim : (i + 1) * dim]
 
 
@@ -385,7 +393,7 @@ def foresee(
     at += SPREAD_SHAPES * (2 * dim + 1)
     base_spread, shapes = weights[at : at + horizon * levels], weights[at + horizon * levels :]
 
-    outputs, tokens = state[len(state) - seen * dim :], work[: seen * dim]
+    outputs, tokens = state[sizes.blocks * sizes.held :], work[: seen * dim]
     used = seen * dim
     middle, said, more = (
         work[used : used + rank],
@@ -475,6 +483,7 @@ def some_updates(
             ready[count] = r
             count += 1
         if count == TILE or (count and i == last - 1):
+            ready[TILE] = rows[min(i + 1, last - 1)]
             complete(sizes, limits, widths, weights, blocks, ready, count, adapt, state, exact, counts, work)
             count = 0
 
@@ -576,6 +585,20 @@ def unring(x: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
     return ring(x, -first)
 
 
+def aligned(rows: int, width: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros [N, width or a few more], whose rows begin with a cache line.
+
+    >>> aligned(2, 17, np.dtype(np.float32)).shape
+    (2, 32)
+    """
+    width, line = -(-width // LINE) * LINE, LINE * np.dtype(np.float32).itemsize
+    room = np.empty(rows * width * kind.itemsize + line, dtype=np.uint8)
+    begin = -room.ctypes.data % line
+    whole: NDArray[Any] = room[begin : begin + rows * width * kind.itemsize].view(kind).reshape(rows, width)
+    whole[:] = 0  # the idle rows of a tile are computed as well
+    return whole
+
+
 class FusedModel:
     """A trained model with the states of its series, for one observation after the other.
 
@@ -613,9 +636,13 @@ class FusedModel:
         scales = [ring(part.cpu().numpy(), done % sizes.seen) for part in (state.levels, state.scales)]
         self.exact = np.concatenate([window, *scales], 1)
         kind = self.weights.dtype
-        rows = [self._packed(block, done) for block in state.backbone]
         outputs = ring(state.outputs.detach().cpu().numpy(), done % sizes.seen)
-        self.state = np.concatenate([*rows, outputs.reshape(len(done), -1)], 1).astype(kind, copy=False)
+        at = sizes.blocks * sizes.held
+        self.state = aligned(len(done), at + sizes.seen * sizes.dim, kind)
+        for number, block in enumerate(state.backbone):
+            packed = self._packed(block, done)
+            self.state[:, number * sizes.held :][:, : packed.shape[1]] = packed
+        self.state[:, at : at + sizes.seen * sizes.dim] = outputs.reshape(len(done), -1)
 
         dim, inner = sizes.dim, 4 * int(self.widths.sum()) + sizes.gates
         mixing = TILE * (4 * dim + 3 * sizes.heads * sizes.gates + dim) + 3 * dim + inner
@@ -625,8 +652,8 @@ class FusedModel:
             + SPREAD_SHAPES + sizes.horizon * sizes.quantiles
         )  # fmt: skip
         most = threads(len(self.counts))
-        self.work = np.zeros((most, max(update, forecast)), dtype=kind)  # the idle rows of a tile are computed as well
-        self.ready = np.zeros((most, 2 * TILE), dtype=np.int64)
+        self.work = aligned(most, max(update, forecast), kind)
+        self.ready = np.zeros((most, 2 * TILE + 1), dtype=np.int64)
         self.wide = np.empty((most, sizes.context))
 
     def __len__(self) -> int:
@@ -664,8 +691,8 @@ class FusedModel:
         sizes, counts = self.sizes, self.counts.copy()
         position, done = counts[:, 0], counts[:, 0] // sizes.patch
         window, levels, scales = np.split(self.exact, [sizes.context, sizes.context + sizes.seen], 1)
-        width = (self.state.shape[1] - sizes.seen * sizes.dim) // sizes.blocks
-        outputs = self.state[:, sizes.blocks * width :].reshape(-1, sizes.seen, sizes.dim)
+        at, width = sizes.blocks * sizes.held, sizes.held
+        outputs = self.state[:, at : at + sizes.seen * sizes.dim].reshape(-1, sizes.seen, sizes.dim)
         blocks = [
             self._unpacked(self.state[:, b * width : (b + 1) * width], counts[:, 1 + b], done)
             for b in range(sizes.blocks)
@@ -692,7 +719,8 @@ class FusedModel:
         sizes, parts = self.sizes, 3 if self.sizes.anchored else 2
         memory = parts * sizes.heads * sizes.memory
         spent = torch.from_numpy(rows[:, memory : memory + sizes.heads * sizes.gates].copy())
-        recent = rows[:, memory + sizes.heads * sizes.gates :].reshape(len(rows), -1, 3 * sizes.dim)
+        begin = memory + sizes.heads * sizes.gates
+        recent = rows[:, begin : begin + (sizes.taps - 1) * 3 * sizes.dim].reshape(len(rows), -1, 3 * sizes.dim)
         pieces = torch.from_numpy(rows[:, :memory].copy()).view(len(rows), sizes.heads, parts, sizes.memory)
         clock = torch.from_numpy(offset.copy())
         held = []

@@ -15,8 +15,10 @@ from typing import Any, TypeVar, cast, no_type_check
 
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import get_num_threads, njit, prange, types
-from numba.extending import overload
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -54,10 +56,40 @@ def power_of_two(x: Any) -> Any:
 
 
 @overload(power_of_two)
-def _power_by_bits(x):  # type: ignore[no-untyped-def]
+@no_type_check
+def _power_by_bits(x):
     if x == types.float32:
         return lambda x: np.int32((np.int32(x) + np.int32(127)) << np.int32(23)).view(np.float32)
     return lambda x: np.int64((np.int64(x) + np.int64(1023)) << np.int64(52)).view(np.float64)
+
+
+def fetch(x: Any, place: int) -> None:
+    """Have the cache line of x [N] at this place brought nearer, while something else is computed.
+
+    >>> fetch(np.zeros(3), 1)
+    """
+
+
+@intrinsic
+@no_type_check
+def _fetch_line(context, x, place):
+    @no_type_check
+    def emit(context, builder, signature, arguments):
+        array = context.make_array(signature.args[0])(context, builder, arguments[0])
+        address = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [address.type, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(0), number(2), number(1)])  # to read, as far as the second cache, data
+        return context.get_dummy_value()
+
+    return types.none(x, types.intp), emit
+
+
+@overload(fetch)
+@no_type_check
+def _fetch(x, place):
+    return lambda x, place: _fetch_line(x, place)
 
 
 # `math.exp` and `math.erf` are a call for each number. These are sums and products alone, of many numbers at once.
@@ -268,14 +300,19 @@ def gradient(weights, widths, residual, key, value, x, z, d):
 
 @compiled
 @no_type_check
-def rewrite(weights, momentum, x, d, query, step, eta, alpha, pushes, out):
-    """One layer's weights and momentum [I O], flat, after the token, and out [O] = query [I] @ the new weights."""
+def rewrite(weights, momentum, x, d, query, step, eta, alpha, pushes, ahead, out):
+    """One layer's weights and momentum [I O], flat, after the token, and out [O] = query [I] @ the new weights.
+
+    ahead: what is fetched meanwhile."""
     kind = weights.dtype.type
     outputs = len(d)
     keep = kind(1) - alpha
+    line, share = 64 // weights.itemsize, len(ahead) // len(x)
     out[:] = kind(0)
     for i in range(len(x)):
         pull, ask = -step * x[i], query[i]
+        for j in range(i * share, (i + 1) * share, line):
+            fetch(ahead, j)
         w = weights[i * outputs : (i + 1) * outputs]
         if pushes:
             s = momentum[i * outputs : (i + 1) * outputs]
@@ -295,16 +332,17 @@ def rewrite(weights, momentum, x, d, query, step, eta, alpha, pushes, out):
 @compiled
 @no_type_check
 def token(flags, limits, widths, query, key, value, theta, eta, alpha, starts, written,
-          weights, momentum, anchor, spent, work, read):  # fmt: skip
+          weights, momentum, anchor, spent, ahead, work, read):  # fmt: skip
     """One token of one row and head: its write, unless it is not `written`, and its read [K].
 
     flags: residual, anchored, momentum, forgetting. limits: step budget and weight cap, negative where there is none.
     widths: of the memory's layers. theta, eta, alpha, spent: [G]. weights, momentum, anchor: [N]; without an anchor
-    the weights take its place. starts: the token begins a chunk. work: [4 W + G].
+    the weights take its place. starts: the token begins a chunk. ahead: state of whoever comes next, fetched
+    meanwhile, a multiple of N or nothing. work: [4 W + G].
     """
     kind = weights.dtype.type
     residual, anchored, pushes, forgets = flags[0], flags[1], flags[2], flags[3]
-    layers, gates, size = len(widths) - 1, len(theta), widths.sum()
+    layers, gates, size, times = len(widths) - 1, len(theta), widths.sum(), len(ahead) // len(weights)
     x, z, d, y = work[:size], work[size : 2 * size], work[2 * size : 3 * size], work[3 * size : 4 * size]
     steps = work[4 * size : 4 * size + gates]
     if starts:
@@ -337,7 +375,8 @@ def token(flags, limits, widths, query, key, value, theta, eta, alpha, starts, w
             g = min(layer, gates - 1)
             rewrite(
                 weights[begin:end], momentum[begin:end], x[here:there], d[there:over], y[here:there],
-                steps[g], eta[g], alpha[g] if forgets else kind(0), pushes, y[there:over],
+                steps[g], eta[g], alpha[g] if forgets else kind(0), pushes, ahead[times * begin : times * end],
+                y[there:over],
             )  # fmt: skip
         else:
             through(weights[begin:end], y[here:there], y[there:over])
@@ -362,7 +401,8 @@ def some_rows(first, last, flags, limits, widths, chunk, heads, lengths, observe
         for t in range(lengths[b]):
             token(
                 flags, limits, widths, queries[p, t], keys[p, t], values[p, t], theta[p, t], eta[p, t], alpha[p, t],
-                offset == 0, observed[b, t], weights[p], momentum[p], base, spent[p], work, reads[p, t],
+                offset == 0, observed[b, t], weights[p], momentum[p], base, spent[p],
+                weights[p, :0], work, reads[p, t],
             )  # fmt: skip
             offset = (offset + 1) % chunk
 
