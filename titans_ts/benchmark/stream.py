@@ -216,7 +216,7 @@ def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
     ]
 
 
-def other_packages(before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def other_packages(earlier: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """What other packages do with the observations of `one_series`; where one is not installed what an earlier run says
     of it, and if none does "version" is None."""
     history, new = seasonal(STEPS, 1)[:, 0], seasonal(SINGLE_PEER + WARM, 1, seed=1)[:, 0].tolist()
@@ -228,19 +228,19 @@ def other_packages(before: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]
             step = prepared(peer, history, HORIZON, SEASON)
             row |= measured(lambda i, step=step: step(new[i]), min(peer.calls, SINGLE_PEER))  # type: ignore[misc]
         else:
-            row = next(({**old, "kept": True} for old in before if old["call"] == row["call"] and old["version"]), row)
+            row = next(({**old, "kept": True} for old in earlier if old["call"] == row["call"] and old["version"]), row)
         rows.append(row)
     return rows
 
 
-def run_stream(series: int = 10_000, before: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
-    """All cases, on one thread, with the bandwidth of the memory and the machine they were measured on. before: other
+def run_stream(series: int = 10_000, earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """All cases, on one thread, with the bandwidth of the memory and the machine they were measured on. earlier: other
     packages in an earlier run, for those that are not installed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         speed = bandwidth()
-        cases, peers = [one_series(1), one_series(2), *many_series(series)], other_packages(before)
+        cases, peers = [one_series(1), one_series(2), *many_series(series)], other_packages(earlier)
     finally:
         torch.set_num_threads(before)
     for case in cases:
