@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -344,11 +345,13 @@ def stream(
     series: Annotated[int, typer.Option(help="Series of the case with many.")] = 10_000,
 ) -> None:
     """One observation and its forecast: the compiled stream beside torch, for one series and for many, and beside those
-    other packages that are installed."""
+    other packages that are installed; what the file says of others is kept."""
     from .benchmark.runs import write_json
     from .benchmark.stream import peers_table, run_stream, stream_table
 
-    result = run_stream(series)
+    earlier = None if out is None else out / "stream.json"
+    before = json.loads(earlier.read_text())["peers"] if earlier is not None and earlier.exists() else ()
+    result = run_stream(series, before)
     typer.echo(f"memory bandwidth, one core: {result['bandwidth_gb_s']} GB/s; microseconds a series")
     typer.echo(stream_table(result).to_string(index=False))
     typer.echo("\nmicroseconds an observation and the forecasts after it")

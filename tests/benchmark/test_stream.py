@@ -51,6 +51,14 @@ def test_a_patch_is_completed_where_the_clock_says(result):
     assert writing > within
 
 
+def test_a_package_that_is_not_installed_keeps_its_earlier_row(monkeypatch):
+    monkeypatch.setattr(stream, "PEERS", (ABSENT,))
+    earlier = {"package": ABSENT.package, "version": "1.0", "call": ABSENT.call, "median_us": 3.0}
+    assert stream.other_packages([earlier]) == [{**earlier, "kept": True}]
+    assert stream.other_packages([{**earlier, "call": "another"}])[0]["version"] is None
+    assert stream.other_packages([{**earlier, "version": None}])[0]["version"] is None
+
+
 def test_the_run_is_written_and_read_back(result, tmp_path):
     write_json(result, tmp_path / "stream.json")
     assert json.loads((tmp_path / "stream.json").read_text()) == result

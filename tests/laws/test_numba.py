@@ -42,6 +42,21 @@ def assert_twins(state: MemoryState, tokens: Tokens, rule: Rule) -> None:
     assert_same(OPS["numba"](state, tokens, rule), reference(state, tokens, rule))
 
 
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 5e-7), (torch.float64, 1e-13)], ids=str)
+def test_the_activations_are_torch_s(dtype, digits):
+    far = torch.tensor([0.0, -0.0, 40.0, -40.0, 200.0, -200.0, 1e15, -1e15, float("nan")], dtype=torch.float64)
+    x = torch.cat([torch.linspace(-12, 12, 4001, dtype=torch.float64), far]).to(dtype)
+    exact = x.double().clone().requires_grad_()
+    true = torch.nn.functional.gelu(exact)
+    true.sum().backward()
+    said, slope, gelu, gate = torch.empty_like(x), x.clone(), x.clone(), x.clone()
+    numba_cpu.gelu_and_slope(slope.numpy(), said.numpy())
+    numba_cpu.gelu(gelu.numpy())
+    numba_cpu.sigmoid(gate.numpy())
+    for got, wanted in ((said, true), (gelu, true), (slope, exact.grad), (gate, torch.sigmoid(exact))):
+        assert torch.allclose(got.double(), wanted, rtol=digits, atol=digits, equal_nan=True)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("config", CONFIGS, ids=name_of)
 def test_numba_is_the_reference(config, layout):

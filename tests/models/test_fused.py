@@ -130,6 +130,39 @@ def test_series_may_come_in_any_order_and_at_any_pace():
     assert np.array_equal(forecasts[0][1], alone.forecast(np.array([1]), plain_readout(model))[0][0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_series_alone_is_the_series_in_every_tile(dtype):
+    model, random, count = make({"depth": 2}, dtype), np.random.default_rng(2), 2 * fused.TILE + 3
+    together, alone = (FusedModel(model, model.initial_state(count)) for _ in range(2))
+    for step in range(21):
+        rows = random.permutation(count)[: count - step % 3]
+        values = random.normal(size=len(rows))
+        together.update(rows, values)
+        for row, value in zip(rows, values, strict=True):
+            alone.update(np.array([row]), np.array([value]))
+    assert len(set(together.counts[:, 0] % model.config.patch)) > 1  # they have come apart
+    same = zip(leaves(together.series_state()), leaves(alone.series_state()), strict=True)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same)
+
+
+def test_several_tiles_at_once_are_the_model():
+    model, count = make({"depth": 2}), 2 * fused.TILE + 3
+    values = 100 + 10 * torch.randn(count, 30, dtype=torch.float64)
+    other = FusedModel(model, model.initial_state(count))
+    for column in values.T.contiguous():
+        other.update(np.arange(count), column.numpy())
+    with torch.no_grad():
+        _, state = model.encode(values, model.initial_state(count))
+    assert_same(known(other.series_state()), known(state))
+
+
+def test_every_series_begins_with_a_cache_line():
+    model = make({"depth": 2}, torch.float32)
+    other = FusedModel(model, begun(model))
+    assert other.state.ctypes.data % 64 == 0
+    assert other.state.strides[0] % 64 == 0
+
+
 def test_the_state_goes_to_the_model_and_back_to_the_last_bit():
     model = make({"depth": 2})
     state = begun(model)

@@ -14,7 +14,7 @@ import os
 import platform
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,20 +50,22 @@ def seasonal(steps: int, series: int, seed: int = 0) -> Float:
 
 
 def bandwidth(megabytes: int = 256) -> float:
-    """Bytes a second that one core reads and writes in memory, the median of several sweeps.
+    """Bytes a second of CPU time that one core reads and writes in memory, the median of several sweeps.
 
     >>> bandwidth(1) > 0
     True
     """
     x, times = np.ones(megabytes * 2**18, dtype=np.float32), []
     for _ in range(7):
-        began = time.perf_counter()
+        began = time.process_time()
         np.multiply(x, 1.0, out=x)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     return float(2 * x.nbytes / np.median(times))
 
 
-def timed(step: Callable[[int], object], count: int, warm: int = WARM) -> Float:
+def timed(
+    step: Callable[[int], object], count: int, warm: int = WARM, clock: Callable[[], int] = time.perf_counter_ns
+) -> Float:
     """Microseconds of each of `count` calls, after `warm` calls that are not measured.
 
     >>> timed(abs, 3, warm=1).shape
@@ -71,10 +73,10 @@ def timed(step: Callable[[int], object], count: int, warm: int = WARM) -> Float:
     """
     times = np.empty(count)
     for i in range(warm + count):
-        began = time.perf_counter_ns()
+        began = clock()
         step(i)
         if i >= warm:
-            times[i - warm] = (time.perf_counter_ns() - began) / 1e3
+            times[i - warm] = (clock() - began) / 1e3
     return times
 
 
@@ -166,8 +168,13 @@ def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
     """One observation of every series in one call, where it completes a patch and where not, and all forecasts.
 
     Both sides get the same observations, and are held to the same forecasts afterwards: a side that was fast because it
-    did something else would be found out.
+    did something else would be found out. Time is CPU time: a call takes so long that on a busy machine other programs
+    interrupt every one.
     """
+
+    def each(step: Callable[[int], object], count: int, warm: int) -> Float:
+        return timed(step, count, warm, time.process_time_ns)
+
     forecaster = fitted(SMALL, 16)
     forecaster.update(seasonal(8 * WARM, series, seed=1))  # ids beyond the first 16 begin new series
     stream, rows = StreamingForecaster.from_forecaster(forecaster), np.arange(series)
@@ -175,9 +182,9 @@ def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
     new = seasonal((patches + 2) * patch, series, seed=2)
     began = forecaster._known.state.series.position.numpy().copy()
     warm = patch + (-forecaster._known.state.series.position[-1].item()) % patch  # measuring begins with a patch
-    fused = timed(lambda i: stream.update(rows, new[i]), patches * patch, warm).reshape(patches, patch)
+    fused = each(lambda i: stream.update(rows, new[i]), patches * patch, warm).reshape(patches, patch)
     # [1, N]: a flat array would be N steps of one series
-    beside = timed(lambda i: forecaster.update(new[i : i + 1]), patches * patch, warm).reshape(patches, patch)
+    beside = each(lambda i: forecaster.update(new[i : i + 1]), patches * patch, warm).reshape(patches, patch)
     require_same(forecaster, stream, began + warm + patches * patch)
     name = f"{series} series, width {SMALL.dim}, hidden {2 * SMALL.memory.head_dim}"
     return [
@@ -203,14 +210,15 @@ def many_series(series: int, patches: int = 6) -> list[dict[str, Any]]:
         {
             "case": f"{name}: forecast",
             "series": series,
-            "fused": spread_of(timed(lambda i: stream.forecast(rows), 5, 1), series),
-            "torch": spread_of(timed(lambda i: forecaster.predict(level=80), 3, 1), series),
+            "fused": spread_of(each(lambda i: stream.forecast(rows), 5, 1), series),
+            "torch": spread_of(each(lambda i: forecaster.predict(level=80), 3, 1), series),
         },
     ]
 
 
-def other_packages() -> list[dict[str, Any]]:
-    """What other packages do with the observations of `one_series`; "version" is None where one is not installed."""
+def other_packages(earlier: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """What other packages do with the observations of `one_series`; where one is not installed what an earlier run says
+    of it, and if none does "version" is None."""
     history, new = seasonal(STEPS, 1)[:, 0], seasonal(SINGLE_PEER + WARM, 1, seed=1)[:, 0].tolist()
     rows = []
     for peer in PEERS:
@@ -219,17 +227,20 @@ def other_packages() -> list[dict[str, Any]]:
         if row["version"] is not None:
             step = prepared(peer, history, HORIZON, SEASON)
             row |= measured(lambda i, step=step: step(new[i]), min(peer.calls, SINGLE_PEER))  # type: ignore[misc]
+        else:
+            row = next(({**old, "kept": True} for old in earlier if old["call"] == row["call"] and old["version"]), row)
         rows.append(row)
     return rows
 
 
-def run_stream(series: int = 10_000) -> dict[str, Any]:
-    """All cases, on one thread, with the bandwidth of the memory and the machine they were measured on."""
+def run_stream(series: int = 10_000, earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """All cases, on one thread, with the bandwidth of the memory and the machine they were measured on. earlier: other
+    packages in an earlier run, for those that are not installed."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         speed = bandwidth()
-        cases, peers = [one_series(1), one_series(2), *many_series(series)], other_packages()
+        cases, peers = [one_series(1), one_series(2), *many_series(series)], other_packages(earlier)
     finally:
         torch.set_num_threads(before)
     for case in cases:

@@ -115,7 +115,7 @@ def stream_peers(folder: Path) -> str:
         learns = "the neural memory (every patch), the fading ones, the widths of the intervals"
         rows.append(["titans-ts, StreamingForecaster: update, forecast", learns, "the state", *said])
         for row in run["peers"]:
-            name = f"{row['package']} {row['version'] or ''}".strip()
+            name = f"{row['package']} {row['version'] or ''}".strip() + (" (an earlier run)" if "kept" in row else "")
             said = ["not installed", "", "", ""] if row["version"] is None else times_of(row)
             rows.append([f"{name}, {row['call']}", row["learns"], row["keeps"], *said])
     return markdown(head, rows)

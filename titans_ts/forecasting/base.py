@@ -94,6 +94,10 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _start(self, panel: Panel) -> Any:
         raise NotImplementedError
 
+    def _start_to_judge(self, panel: Panel) -> Any:
+        """`_start`, where only forecasts are wanted of the state: as much of it as they are made from will do."""
+        return self._start(panel)
+
     def _displaced(self, state: Any, rows: Int) -> Any:
         """The state where nobody knows at which steps of the clock these rows of it began; the same for most."""
         return state

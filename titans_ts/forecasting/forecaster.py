@@ -446,11 +446,25 @@ class TitansForecaster(PanelForecaster):
             self.covariates_ = covariates
 
     def _start(self, panel: Panel) -> PanelState:
+        return self._started(panel, whole=True)
+
+    def _start_to_judge(self, panel: Panel) -> PanelState:
+        said = self.calibration_
+        return self._started(panel, whole=any((self.correction_, said.head, said.mean, said.median)))
+
+    def _started(self, panel: Panel, whole: bool) -> PanelState:
+        """The state after these histories; of the model's, unless `whole`, the window and what it alone says."""
         beside: Any = ()
         panel = self.transform_.of(panel)
         if self.covariates_ is not None:
             panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
-        series = prefill(self.model_, panel)
+        recent = panel.lengths - self.model_.config.context
+        if not whole and (recent >= 0).all():
+            last = panel.stretches(np.arange(len(panel)), recent, panel.lengths - recent)
+            seen = np.isfinite(last.values).reshape(len(panel), -1).any(axis=1)
+            series = prefill(self.model_, last if seen.all() else panel)  # an empty window has the level before it
+        else:
+            series = prefill(self.model_, panel)
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
         return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside)

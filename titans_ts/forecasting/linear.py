@@ -19,6 +19,7 @@ from itertools import chain, pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from ..core.config import LOST
 from .panel import DataError, Float, Int, Panel, offsets_of, shorten
@@ -733,8 +734,12 @@ def pace(centred: Float, contexts: Float) -> Float:
     >>> pace(centre(contexts)[0], contexts).tolist()
     [2.0, 2.0]
     """
-    steps, first = np.abs(np.diff(centred, axis=1)), np.isfinite(contexts).argmax(axis=1)
-    steps[np.arange(steps.shape[1]) < first[:, None]] = 0.0
+    steps, first = np.diff(centred, axis=1), np.zeros(len(contexts), dtype=np.int64)
+    np.abs(steps, out=steps)
+    late = np.flatnonzero(~np.isfinite(contexts[:, 0]))
+    if late.size:
+        first[late] = np.isfinite(contexts[late]).argmax(axis=1)
+        steps[np.arange(steps.shape[1]) < first[:, None]] = 0.0
     mean: Float = steps.sum(axis=1) / np.maximum(contexts.shape[1] - 1 - first, 1)
     return mean
 
@@ -763,9 +768,12 @@ def context_scale(contexts: Float, series_scale: Float) -> Float:
     """The standard deviation of what was observed of each context `[B]`, and at least a tenth of its series'."""
     seen = np.isfinite(contexts)
     count = np.maximum(seen.sum(axis=1), 1)
-    mean = np.where(seen, contexts, 0.0).sum(axis=1) / count
-    deviation = np.where(seen, contexts - mean[:, None], 0.0)
-    scale: Float = np.maximum(np.sqrt((deviation**2).sum(axis=1) / count), 0.1 * series_scale)
+    whole = bool(seen.all())
+    mean = (contexts if whole else np.where(seen, contexts, 0.0)).sum(axis=1) / count
+    deviation = contexts - mean[:, None]
+    deviation = deviation if whole else np.where(seen, deviation, 0.0)
+    np.square(deviation, out=deviation)
+    scale: Float = np.maximum(np.sqrt(deviation.sum(axis=1) / count), 0.1 * series_scale)
     return scale
 
 
@@ -826,7 +834,9 @@ def blocks(windows: Windows) -> Iterator[Block]:
         series, rows = (part[begin : begin + size] for part in every)
         contexts, targets = cut(windows, series, rows)
         block = Block(np.arange(begin, begin + len(series)), series, rows, contexts, targets)
-        whole = ~np.isnan(targets).any(axis=1) & ~np.isnan(contexts).all(axis=1)
+        whole = ~np.isnan(targets).any(axis=1)
+        if np.isnan(contexts[:, -1]).any():
+            whole &= ~np.isnan(contexts).all(axis=1)
         if whole.all():
             yield block
         elif whole.any():
@@ -845,23 +855,26 @@ def places(windows: Windows) -> tuple[Int, Int]:
 def cut(windows: Windows, series: Int, target: Int) -> tuple[Float, Float]:
     """Contexts `[B, L]` before these rows, NaN before a series began, and targets `[B, H]` from there on."""
     panel, context = windows.panel, windows.context
-    rows = (panel.offsets[series] + target)[:, None] + np.arange(-context, windows.horizon)
     if (target < context).any():
+        rows = (panel.offsets[series] + target)[:, None] + np.arange(-context, windows.horizon)
         before = rows < panel.offsets[series][:, None]
         block = np.where(before, np.nan, panel.values[np.maximum(rows, 0)])
     else:
-        block = panel.values[rows]
+        every = np.lib.stride_tricks.sliding_window_view(panel.values, context + windows.horizon)
+        block = every[panel.offsets[series] + target - context]
     return block[:, :context], block[:, context:]
 
 
 def centre(contexts: Float) -> tuple[Float, Float]:
     """Contexts without their means `[B, L]`, and the means `[B]`, that of equal values being each of them to the last
     digit; holes take the last value (at first the mean)."""
-    observed = ~np.isnan(contexts)
-    if observed.all():
-        mean = contexts.mean(axis=1)
-        mean = np.where((contexts == contexts[:, :1]).all(axis=1), contexts[:, 0], mean)
+    mean = contexts.mean(axis=1)
+    if np.isfinite(mean).all():  # nothing is missing
+        still = np.flatnonzero(contexts[:, 0] == contexts[:, -1])
+        still = still[(contexts[still] == contexts[still, :1]).all(axis=1)]
+        mean[still] = contexts[still, 0]
         return contexts - mean[:, None], mean
+    observed = ~np.isnan(contexts)
     count = observed.sum(axis=1)
     total = np.where(observed, contexts, 0.0).sum(axis=1)
     mean = np.divide(total, count, out=np.full(len(contexts), np.nan), where=count > 0)
@@ -937,7 +950,12 @@ def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
     if level <= 0.0:  # constants only: the mean is the forecast
         return [np.zeros_like(xy) for _ in penalties]
     if len(penalties) == 1:
-        return [np.linalg.solve(xx + penalties[0] * level * np.eye(len(xx)), xy)]
+        raised = xx.copy()
+        raised.flat[:: len(xx) + 1] += penalties[0] * level
+        try:
+            return [cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)]
+        except np.linalg.LinAlgError:  # rounding alone has taken it below zero
+            return [np.linalg.solve(raised, xy)]
     values, vectors = np.linalg.eigh(xx)
     values = np.maximum(values, 0.0)
     rotated = vectors.T @ xy

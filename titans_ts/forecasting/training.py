@@ -323,7 +323,7 @@ def train(
         ]
         start_head(model, before, sampled, rows, checks, length)
     average = copy.deepcopy(model)
-    best, best_loss, history = copy.deepcopy(model.state_dict()), math.inf, []
+    best, best_loss, history, parts = copy.deepcopy(model.state_dict()), math.inf, [], None
     every = max(1, config.steps // config.checks)
     for step in range(1, config.steps + 1):
         rate = min(step / (0.1 * config.steps), 1.0) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
@@ -354,10 +354,11 @@ def train(
             if checks:
                 said = validation_batches(average, linear, rows, checks, length)
                 loss = validation_loss(said, linear is not None, levels, rows.weights)
-                del said
                 history.append((step, loss))
                 if loss < best_loss:
                     best, best_loss = copy.deepcopy(average.state_dict()), loss
+                    parts = said if step == config.steps or out_of_time else None
+                del said
             else:
                 best = copy.deepcopy(average.state_dict())
             if verbose:
@@ -372,7 +373,8 @@ def train(
         sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
         with torch.no_grad():
             return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, origins))
-    parts = validation_batches(model, linear, rows, checks, length)
+    if parts is None:  # else the last look was at these very weights
+        parts = validation_batches(model, linear, rows, checks, length)
     held = (rows.ends - rows.starts - train_ends).double()
     if linear is not None:
         weight = confirmed_weight(parts, float(held[held > 0].mean()) / shape.horizon, rows.weights)

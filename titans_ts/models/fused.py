@@ -30,10 +30,13 @@ from ..core.state import MemoryState
 from .config import TimeSeriesConfig
 from .timeseries import LIMIT, SPREAD_SHAPES, SeriesState, TimeSeriesModel
 
+TILE = 4  # series that go through the model's own weights together; a lone one goes with idle rows, for the same sums
+LINE = 16  # numbers of a cache line in single precision: what begins with one is read and written in half the time
+
 
 class Sizes(NamedTuple):
     """What the kernels know of a configuration. hidden: of a feed-forward layer; memory: weights of one head; seen: a
-    series' tokens that the head sees; steps: of the head, horizon and patch together."""
+    series' tokens that the head sees; held: numbers that a block keeps of a series, in whole cache lines."""
 
     dim: int
     heads: int
@@ -48,6 +51,7 @@ class Sizes(NamedTuple):
     horizon: int
     quantiles: int
     memory: int
+    held: int
     chunk: int
     normalize: bool
     momentum: bool
@@ -64,10 +68,12 @@ class Sizes(NamedTuple):
         """
         backbone, memory = config.backbone, config.backbone.memory
         shapes = layer_shapes(memory.head_dim, memory.depth, memory.expansion)
+        size, gates = sum(i * o for i, o in shapes), memory.depth if memory.layer_gates else 1
+        held = memory.heads * ((2 if memory.exact else 3) * size + gates) + (memory.conv - 1) * 3 * backbone.dim
         return cls(
             dim=backbone.dim,
             heads=memory.heads,
-            gates=memory.depth if memory.layer_gates else 1,
+            gates=gates,
             taps=memory.conv,
             hidden=max(1, round(backbone.expansion * backbone.dim)),
             blocks=backbone.depth,
@@ -77,7 +83,8 @@ class Sizes(NamedTuple):
             rank=config.rank,
             horizon=config.horizon,
             quantiles=len(config.quantiles),
-            memory=sum(i * o for i, o in shapes),
+            memory=size,
+            held=-(-held // LINE) * LINE,
             chunk=memory.chunk,
             normalize=memory.normalize,
             momentum=memory.momentum,
@@ -134,26 +141,37 @@ def to_unit(x):
 
 @compiled
 @no_type_check
+def largest_of(window):
+    """The largest magnitude of what is observed."""
+    largest = 0.0
+    for value in window:
+        if abs(value) > largest:
+            largest = abs(value)
+    return largest
+
+
+@compiled
+@no_type_check
 def scale_of(sizes, exact, position, number):
     """Level and scale of the window as the model has them, its plain mean, and how much is observed.
 
     position: steps seen; number: tokens before, the last of which lends its level and scale to an empty window."""
     window = exact[: sizes.context]
-    count, total, largest = 0, 0.0, 0.0
+    count, total, size = 0, 0.0, 0.0
     for i in range(sizes.context):
-        if not math.isnan(window[i]):
-            count += 1
-            total += window[i]
-            largest = max(largest, abs(window[i]))
+        here = not math.isnan(window[i])
+        count += here
+        total += window[i] if here else 0.0
+        size += abs(window[i]) if here else 0.0
     if count == 0:
         last = sizes.context + (number - 1) % sizes.seen
         return exact[last], exact[last + sizes.seen], 0.0, 0
     mean, squares = total / count, 0.0
     for i in range(sizes.context):
-        if not math.isnan(window[i]):
-            squares += (window[i] - mean) * (window[i] - mean)
+        away = 0.0 if math.isnan(window[i]) else window[i] - mean
+        squares += away * away
     deviation = math.sqrt(squares / count)
-    if deviation <= 1e-10 * largest:
+    if deviation <= 1e-10 * size and deviation <= 1e-10 * largest_of(window):
         first = position
         while math.isnan(window[first % sizes.context]):
             first += 1
@@ -199,118 +217,146 @@ def convolve(sizes, kernel, recent, number, x, out):
 
 @compiled
 @no_type_check
-def run_block(sizes, limits, widths, weights, number, offset, written, state, x, work):
-    """One block on x [D], in place: memory and feed-forward layer, each with its residual path."""
+def layer(weights, x, out):
+    """out [TILE O] = x [TILE I] @ weights [I O], all flat: the sums of a row are the same whoever shares its tile."""
+    inputs, outputs = len(x) // TILE, len(out) // TILE
+    np.dot(x.reshape(TILE, inputs), weights.reshape(inputs, outputs), out.reshape(TILE, outputs))
+
+
+@compiled
+@no_type_check
+def run_block(sizes, limits, widths, weights, block, rows, count, adapt, state, counts, x, work):
+    """One block on the first `count` of x [TILE D], in place: memory and feed-forward layer, with their residual paths.
+
+    rows [2 TILE + 1]: which series these are, who comes next, and then which of them saw something in their patch."""
     kind = x.dtype.type
-    dim, heads, gates, width = sizes.dim, sizes.heads, sizes.gates, sizes.dim // sizes.heads
+    dim, heads, gates, width, hidden = sizes.dim, sizes.heads, sizes.gates, sizes.dim // sizes.heads, sizes.hidden
     flags = (sizes.residual, sizes.anchored, sizes.momentum, sizes.forgetting)
-    parts = 3 if sizes.anchored else 2
+    parts, size = 3 if sizes.anchored else 2, sizes.memory
+    wide = 4 * dim + 3 * heads * gates
     at = dim
-    scale, project = weights[:at], weights[at : at + 3 * dim * dim]
-    at += 3 * dim * dim
+    scale, project = weights[:at], weights[at : at + wide * dim]
+    at += wide * dim
     kernel = weights[at : at + 3 * dim * sizes.taps]
     at += 3 * dim * sizes.taps
-    to_gates = weights[at : at + 3 * heads * gates * dim]
-    at += 3 * heads * gates * dim
     gate_bias = weights[at : at + 3 * heads * gates]
     at += 3 * heads * gates
-    read_scale, to_gate = weights[at : at + width], weights[at + width : at + width + dim * dim]
+    read_scale, to_out = weights[at : at + width], weights[at + width : at + width + dim * dim]
     at += width + dim * dim
-    to_out, feed_scale = weights[at : at + dim * dim], weights[at + dim * dim : at + dim * dim + dim]
-    at += dim * dim + dim
-    up = weights[at : at + 2 * sizes.hidden * dim]
-    down = weights[at + 2 * sizes.hidden * dim : at + 3 * sizes.hidden * dim]
+    feed_scale, up = weights[at : at + dim], weights[at + dim : at + dim + 2 * hidden * dim]
+    down = weights[at + dim + 2 * hidden * dim :]
 
-    tall, used = work[:dim], dim
-    raw, mixed = work[used : used + 3 * dim], work[used + 3 * dim : used + 6 * dim]
-    used += 6 * dim
-    gate, read, inner = work[used : used + dim], work[used + dim : used + 2 * dim], work[used + 2 * dim :]
-
-    root_mean_square(x, scale, tall)
-    through_rows(project, tall, raw)
-    rest = parts * heads * sizes.memory
-    convolve(sizes, kernel, state[rest + heads * gates :], number, raw, mixed)
-    own = inner[: 3 * heads * gates]
-    through_rows(to_gates, tall, own)
-    for j in range(len(own)):
-        own[j] += gate_bias[j]
-    sigmoid(own)
-    theta, eta = own[: heads * gates], own[heads * gates : 2 * heads * gates]
-    alpha = own[2 * heads * gates :]
-    for j in range(len(theta)):
-        half = kind(0.5)
-        if sizes.momentum:
-            left = kind(1) - eta[j]
-            theta[j] *= left * min(left / (kind(1) + eta[j]), half)
-        else:
-            theta[j] *= half
-    through_rows(to_gate, tall, gate)
-    sigmoid(gate)
-    for h in range(heads):
-        query, key = mixed[h * width : (h + 1) * width], mixed[dim + h * width : dim + (h + 1) * width]
-        to_unit(query)
-        to_unit(key)
-        begin, size = parts * h * sizes.memory, sizes.memory
-        base = begin + 2 * size if sizes.anchored else begin
-        mine = read[h * width : (h + 1) * width]
-        g = slice(h * gates, (h + 1) * gates)
-        token(
-            flags, limits, widths, query, key, mixed[2 * dim + h * width : 2 * dim + (h + 1) * width],
-            theta[g], eta[g], alpha[g], offset == 0, written,
-            state[begin : begin + size], state[begin + size : begin + 2 * size], state[base : base + size],
-            state[rest + h * gates : rest + (h + 1) * gates], inner[3 * heads * gates :], mine,
-        )  # fmt: skip
-        if sizes.normalize:
-            root_mean_square(mine, read_scale, mine)
-    for j in range(dim):
-        read[j] *= gate[j]
-    through_rows(to_out, read, tall)
-    for j in range(dim):
+    tall, used = work[: TILE * dim], TILE * dim
+    told, reads = work[used : used + TILE * wide], work[used + TILE * wide :][: TILE * dim]
+    used += TILE * (wide + dim)
+    mixed, inner = work[used : used + 3 * dim], work[used + 3 * dim :]
+    for i in range(count):
+        root_mean_square(x[i * dim : (i + 1) * dim], scale, tall[i * dim : (i + 1) * dim])
+    layer(project, tall, told)
+    for i in range(count):
+        clock, own = counts[rows[i]], state[rows[i], block * sizes.held : (block + 1) * sizes.held]
+        after = state[rows[i + 1 if i + 1 < count else TILE], block * sizes.held :][: parts * size]
+        offset = clock[1 + block]
+        clock[1 + block] = (offset + 1) % sizes.chunk
+        mine = told[i * wide : (i + 1) * wide]
+        rest = parts * heads * size
+        number = clock[0] // sizes.patch - 1
+        convolve(sizes, kernel, own[rest + heads * gates :], number, mine[: 3 * dim], mixed)
+        gate, steps = mine[3 * dim : 4 * dim], mine[4 * dim :]
+        for j in range(len(steps)):
+            steps[j] += gate_bias[j]
+        sigmoid(mine[3 * dim :])
+        theta, eta, alpha = steps[: heads * gates], steps[heads * gates : 2 * heads * gates], steps[2 * heads * gates :]
+        for j in range(len(theta)):
+            half = kind(0.5)
+            if sizes.momentum:
+                left = kind(1) - eta[j]
+                theta[j] *= left * min(left / (kind(1) + eta[j]), half)
+            else:
+                theta[j] *= half
+        read = reads[i * dim : (i + 1) * dim]
+        for h in range(heads):
+            query, key = mixed[h * width : (h + 1) * width], mixed[dim + h * width : dim + (h + 1) * width]
+            to_unit(query)
+            to_unit(key)
+            begin = parts * h * size
+            ahead = own[begin + parts * size :][: parts * size] if h + 1 < heads else after
+            base = begin + 2 * size if sizes.anchored else begin
+            said = read[h * width : (h + 1) * width]
+            g = slice(h * gates, (h + 1) * gates)
+            token(
+                flags, limits, widths, query, key, mixed[2 * dim + h * width : 2 * dim + (h + 1) * width],
+                theta[g], eta[g], alpha[g], offset == 0, rows[TILE + 1 + i] and adapt,
+                own[begin : begin + size], own[begin + size : begin + 2 * size], own[base : base + size],
+                own[rest + h * gates : rest + (h + 1) * gates], ahead, inner, said,
+            )  # fmt: skip
+            if sizes.normalize:
+                root_mean_square(said, read_scale, said)
+        for j in range(dim):
+            read[j] *= gate[j]
+    layer(to_out, reads, tall)
+    for j in range(count * dim):
         x[j] += tall[j]
 
-    hidden, pushed = inner[: 2 * sizes.hidden], inner[2 * sizes.hidden : 3 * sizes.hidden]
-    root_mean_square(x, feed_scale, tall)
-    through_rows(up, tall, hidden)
-    pushed[:] = hidden[: sizes.hidden]
-    sigmoid(pushed)
-    for j in range(sizes.hidden):
-        pushed[j] *= hidden[j] * hidden[sizes.hidden + j]
-    through_rows(down, pushed, tall)
-    for j in range(dim):
+    spread, pushed = work[TILE * dim :][: 2 * TILE * hidden], work[TILE * (dim + 2 * hidden) :][: TILE * hidden]
+    for i in range(count):
+        root_mean_square(x[i * dim : (i + 1) * dim], feed_scale, tall[i * dim : (i + 1) * dim])
+    layer(up, tall, spread)
+    for i in range(count):
+        mine, opened = spread[2 * i * hidden : 2 * (i + 1) * hidden], pushed[i * hidden : (i + 1) * hidden]
+        opened[:] = mine[:hidden]
+        sigmoid(opened)
+        for j in range(hidden):
+            opened[j] *= mine[j] * mine[hidden + j]
+    layer(down, pushed, tall)
+    for j in range(count * dim):
         x[j] += tall[j]
 
 
 @compiled
 @no_type_check
-def observe(sizes, limits, widths, weights, blocks, value, adapt, state, exact, counts, work):
-    """One value of one series: its window, and where it completes a patch, everything behind.
-
-    weights: of the head. blocks: of the blocks, [blocks, ...]. counts: steps seen, and the clock of every memory.
-    """
+def observe(sizes, value, exact, counts):
+    """One value of one series in its window; returns whether it completes a patch. counts: steps seen, and the clock
+    of every memory."""
     position = counts[0]
     exact[position % sizes.context] = value
-    position += 1
-    counts[0] = position
-    if position % sizes.patch:
-        return
-    dim, number = sizes.dim, position // sizes.patch - 1
-    level, scale, _, _ = scale_of(sizes, exact, position, number)
-    place = sizes.context + number % sizes.seen
-    exact[place], exact[place + sizes.seen] = level, scale
-    patch, rest = work[: 2 * sizes.patch], work[2 * sizes.patch :]
-    observed = features(sizes, exact, position - sizes.patch, sizes.patch, level, scale, patch)
-    begin = len(state) - (sizes.seen - number % sizes.seen) * dim
-    x, size = state[begin : begin + dim], (len(state) - sizes.seen * dim) // sizes.blocks
-    through_rows(weights[: 2 * sizes.patch * dim], patch, x)
-    bias = weights[2 * sizes.patch * dim : (2 * sizes.patch + 1) * dim]
-    for j in range(dim):
-        x[j] += bias[j]
-    for block in range(sizes.blocks):
-        own = state[block * size : (block + 1) * size]
-        run_block(
-            sizes, limits, widths, blocks[block], number, counts[1 + block], observed and adapt, own, x, rest
+    counts[0] = position + 1
+    return (position + 1) % sizes.patch == 0
+
+
+@compiled
+@no_type_check
+def complete(sizes, limits, widths, weights, blocks, rows, count, adapt, state, exact, counts, work):
+    """The new patches of up to `TILE` series, `rows[:count]`, as tokens through all blocks.
+
+    weights: of embedding and head. blocks: of the blocks, [blocks, ...]. rows: see `run_block`."""
+    dim, patch = sizes.dim, sizes.patch
+    patches, x, rest = (
+        work[: 2 * TILE * patch],
+        work[2 * TILE * patch :][: TILE * dim],
+        work[TILE * (2 * patch + dim) :],
+    )
+    for i in range(count):
+        r = rows[i]
+        position = counts[r, 0]
+        number = position // patch - 1
+        level, scale, _, _ = scale_of(sizes, exact[r], position, number)
+        place = sizes.context + number % sizes.seen
+        exact[r, place], exact[r, place + sizes.seen] = level, scale
+        rows[TILE + 1 + i] = features(
+            sizes, exact[r], position - patch, patch, level, scale, patches[2 * i * patch : 2 * (i + 1) * patch]
         )  # fmt: skip
-        counts[1 + block] = (counts[1 + block] + 1) % sizes.chunk
+    layer(weights[: 2 * patch * dim], patches, x)
+    bias = weights[2 * patch * dim : (2 * patch + 1) * dim]
+    for i in range(count):
+        for j in range(dim):
+            x[i * dim + j] += bias[j]
+    for block in range(sizes.blocks):
+        run_block(sizes, limits, widths, blocks[block], block, rows, count, adapt, state, counts, x, rest)
+    for i in range(count):
+        own, number = state[rows[i]], counts[rows[i], 0] // patch - 1
+        begin = sizes.blocks * sizes.held + number % sizes.seen * dim
+        own[begin : begin + dim] = x[i * dim : (i + 1) * dim]
 
 
 @compiled
@@ -347,7 +393,7 @@ def foresee(
     at += SPREAD_SHAPES * (2 * dim + 1)
     base_spread, shapes = weights[at : at + horizon * levels], weights[at + horizon * levels :]
 
-    outputs, tokens = state[len(state) - seen * dim :], work[: seen * dim]
+    outputs, tokens = state[sizes.blocks * sizes.held :], work[: seen * dim]
     used = seen * dim
     middle, said, more = (
         work[used : used + rank],
@@ -379,7 +425,7 @@ def foresee(
     through_rows(near, both, last[dim:])
     for j in range(dim):
         last[dim + j] += near_bias[j]
-    gelu(last[dim:], last[dim:])
+    gelu(last[dim:])
     through_rows(near_out, last[dim:], more)
 
     if count and len(linear):
@@ -426,21 +472,30 @@ def foresee(
 
 @compiled
 @no_type_check
-def some_updates(first, last, sizes, limits, widths, weights, blocks, rows, values, adapt, state, exact, counts, work):
-    """The values of the rows from place `first` to before `last`."""
+def some_updates(
+    first, last, sizes, limits, widths, weights, blocks, rows, values, adapt, state, exact, counts, ready, work
+):  # fmt: skip
+    """The values of the rows from place `first` to before `last`; what completes a patch waits until a tile is full."""
+    count = 0
     for i in range(first, last):
         r = rows[i]
-        observe(
-            sizes, limits, widths, weights, blocks, values[i], adapt, state[r], exact[r], counts[r], work
-        )  # fmt: skip
+        if observe(sizes, values[i], exact[r], counts[r]):
+            ready[count] = r
+            count += 1
+        if count == TILE or (count and i == last - 1):
+            ready[TILE] = rows[min(i + 1, last - 1)]
+            complete(sizes, limits, widths, weights, blocks, ready, count, adapt, state, exact, counts, work)
+            count = 0
 
 
 @no_type_check
-def _all_updates(parts, sizes, limits, widths, weights, blocks, rows, values, adapt, state, exact, counts, work):
+def _all_updates(
+    parts, sizes, limits, widths, weights, blocks, rows, values, adapt, state, exact, counts, ready, work
+):  # fmt: skip
     for part in prange(parts):
         some_updates(
             part * len(rows) // parts, (part + 1) * len(rows) // parts, sizes, limits, widths, weights, blocks,
-            rows, values, adapt, state, exact, counts, work[part],
+            rows, values, adapt, state, exact, counts, ready[part], work[part],
         )  # fmt: skip
 
 
@@ -497,14 +552,14 @@ def packed_weights(model: TimeSeriesModel) -> tuple[NDArray[Any], NDArray[Any]]:
     for mixer, norm, feed, feed_norm in layers:
         memory = mixer.memory
         parts = [
-            norm.scale, memory.project.weight, memory.conv.weight[:, 0].T, memory.gates.weight, memory.gates.bias,
-            memory.norm.scale, memory.gate.weight, memory.out.weight,
-            feed_norm.scale, feed.up.weight, feed.down.weight,
+            norm.scale, torch.cat([memory.project.weight, memory.gate.weight, memory.gates.weight]).T,
+            memory.conv.weight[:, 0].T, memory.gates.bias, memory.norm.scale, memory.out.weight.T,
+            feed_norm.scale, feed.up.weight.T, feed.down.weight.T,
         ]  # fmt: skip
         rows.append(pack(parts))
     patch, first = model.config.patch, cast(nn.Linear, model.near[0])
     head: list[Any] = [
-        model.embed.weight, model.embed.bias, model.embed.weight[:, :patch].sum(1), model.narrow.weight,
+        model.embed.weight.T, model.embed.bias, model.embed.weight[:, :patch].sum(1), model.narrow.weight,
         model.far.weight, first.weight, first.bias, model.near_out.weight, model.near_out.bias,
         model.mix.weight, model.mix.bias, model.base_spread, model.spread_shapes,
     ]  # fmt: skip
@@ -528,6 +583,20 @@ def unring(x: NDArray[Any], first: NDArray[np.int64]) -> NDArray[Any]:
     [[1, 2, 3]]
     """
     return ring(x, -first)
+
+
+def aligned(rows: int, width: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros [N, width or a few more], whose rows begin with a cache line.
+
+    >>> aligned(2, 17, np.dtype(np.float32)).shape
+    (2, 32)
+    """
+    width, line = -(-width // LINE) * LINE, LINE * np.dtype(np.float32).itemsize
+    room = np.empty(rows * width * kind.itemsize + line, dtype=np.uint8)
+    begin = -room.ctypes.data % line
+    whole: NDArray[Any] = room[begin : begin + rows * width * kind.itemsize].view(kind).reshape(rows, width)
+    whole[:] = 0  # the idle rows of a tile are computed as well
+    return whole
 
 
 class FusedModel:
@@ -567,18 +636,24 @@ class FusedModel:
         scales = [ring(part.cpu().numpy(), done % sizes.seen) for part in (state.levels, state.scales)]
         self.exact = np.concatenate([window, *scales], 1)
         kind = self.weights.dtype
-        rows = [self._packed(block, done) for block in state.backbone]
         outputs = ring(state.outputs.detach().cpu().numpy(), done % sizes.seen)
-        self.state = np.concatenate([*rows, outputs.reshape(len(done), -1)], 1).astype(kind, copy=False)
+        at = sizes.blocks * sizes.held
+        self.state = aligned(len(done), at + sizes.seen * sizes.dim, kind)
+        for number, block in enumerate(state.backbone):
+            packed = self._packed(block, done)
+            self.state[:, number * sizes.held :][:, : packed.shape[1]] = packed
+        self.state[:, at : at + sizes.seen * sizes.dim] = outputs.reshape(len(done), -1)
 
-        dim, inner = sizes.dim, 4 * int(self.widths.sum()) + sizes.gates + 3 * sizes.heads * sizes.gates
-        update = 2 * sizes.patch + 9 * dim + max(inner, 3 * sizes.hidden)
+        dim, inner = sizes.dim, 4 * int(self.widths.sum()) + sizes.gates
+        mixing = TILE * (4 * dim + 3 * sizes.heads * sizes.gates + dim) + 3 * dim + inner
+        update = TILE * (2 * sizes.patch + 2 * dim) + max(mixing, 3 * TILE * sizes.hidden)
         forecast = (
             sizes.seen * dim + sizes.rank + 2 * sizes.horizon + 2 * sizes.patch + 3 * dim
             + SPREAD_SHAPES + sizes.horizon * sizes.quantiles
         )  # fmt: skip
         most = threads(len(self.counts))
-        self.work = np.empty((most, max(update, forecast)), dtype=kind)
+        self.work = aligned(most, max(update, forecast), kind)
+        self.ready = np.zeros((most, 2 * TILE + 1), dtype=np.int64)
         self.wide = np.empty((most, sizes.context))
 
     def __len__(self) -> int:
@@ -589,9 +664,9 @@ class FusedModel:
         parts = min(threads(len(rows)), len(self.work))
         fixed = (self.sizes, self.limits, self.widths, self.weights, self.blocks, rows, values, adapt)
         if parts == 1:
-            some_updates(0, len(rows), *fixed, self.state, self.exact, self.counts, self.work[0])
+            some_updates(0, len(rows), *fixed, self.state, self.exact, self.counts, self.ready[0], self.work[0])
         else:
-            all_updates(parts, *fixed, self.state, self.exact, self.counts, self.work)
+            all_updates(parts, *fixed, self.state, self.exact, self.counts, self.ready, self.work)
 
     def forecast(
         self, rows: NDArray[np.int64], readout: Readout
@@ -616,8 +691,8 @@ class FusedModel:
         sizes, counts = self.sizes, self.counts.copy()
         position, done = counts[:, 0], counts[:, 0] // sizes.patch
         window, levels, scales = np.split(self.exact, [sizes.context, sizes.context + sizes.seen], 1)
-        width = (self.state.shape[1] - sizes.seen * sizes.dim) // sizes.blocks
-        outputs = self.state[:, sizes.blocks * width :].reshape(-1, sizes.seen, sizes.dim)
+        at, width = sizes.blocks * sizes.held, sizes.held
+        outputs = self.state[:, at : at + sizes.seen * sizes.dim].reshape(-1, sizes.seen, sizes.dim)
         blocks = [
             self._unpacked(self.state[:, b * width : (b + 1) * width], counts[:, 1 + b], done)
             for b in range(sizes.blocks)
@@ -644,7 +719,8 @@ class FusedModel:
         sizes, parts = self.sizes, 3 if self.sizes.anchored else 2
         memory = parts * sizes.heads * sizes.memory
         spent = torch.from_numpy(rows[:, memory : memory + sizes.heads * sizes.gates].copy())
-        recent = rows[:, memory + sizes.heads * sizes.gates :].reshape(len(rows), -1, 3 * sizes.dim)
+        begin = memory + sizes.heads * sizes.gates
+        recent = rows[:, begin : begin + (sizes.taps - 1) * 3 * sizes.dim].reshape(len(rows), -1, 3 * sizes.dim)
         pieces = torch.from_numpy(rows[:, :memory].copy()).view(len(rows), sizes.heads, parts, sizes.memory)
         clock = torch.from_numpy(offset.copy())
         held = []
