@@ -54,6 +54,8 @@ from .covariates import (
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
+from .intake import groups_of
+from .joint import JointPath, fit_joint, joint_at, joint_from_tensors, joint_tensors, refitted_joint
 from .linear import (
     JUDGED,
     PULLS,
@@ -194,6 +196,7 @@ class TitansForecaster(PanelForecaster):
 
     model_: TimeSeriesModel
     covariates_: CovariatePath | None = None
+    joint_: JointPath | None = None
 
     def __init__(
         self,
@@ -216,6 +219,8 @@ class TitansForecaster(PanelForecaster):
         past_covariates: Sequence[str] = (),
         static_covariates: Sequence[str] = (),
         calendar: Sequence[str] = (),
+        group: str | None = None,
+        multivariate: bool = False,
         on_gap: str = "raise",
         on_duplicate: str = "raise",
         on_bad: str = "raise",
@@ -246,6 +251,8 @@ class TitansForecaster(PanelForecaster):
         self.past_covariates = past_covariates
         self.static_covariates = static_covariates
         self.calendar = calendar
+        self.group = group
+        self.multivariate = multivariate
         self.on_gap = on_gap
         self.on_duplicate = on_duplicate
         self.on_bad = on_bad
@@ -304,6 +311,32 @@ class TitansForecaster(PanelForecaster):
         require(not strange, f"calendar={names}: {shorten(strange)} is not among {shorten(calendar.NAMES)}.")
         require(len(set(names)) == len(names), f"calendar={names} names something twice: name each once.")
         return names
+
+    def _joined(self, panel: Panel, y: Any) -> tuple[Panel, dict[Hashable, str]]:
+        if self.group is None and not self.multivariate:
+            return panel if panel.groups is None else replace(panel, groups=None), {}
+        require(
+            self.group is None or not self.multivariate,
+            f"group={self.group!r} joins the series of each group, multivariate=True all of them: pass one of the two.",
+        )
+        taken = (self.id_col, self.time_col, self.target_col)
+        require(self.group not in taken, f"group={self.group!r} is the id, the time or the value: name another column.")
+        if self.group is None:
+            return replace(panel, groups=np.zeros(len(panel), dtype=np.int64)), {}
+        if panel is y or isinstance(y, Panel):
+            require(panel.groups is not None, f"the panel has no groups: set Panel.groups, or pass a frame that has {self.group!r}.")
+            return panel, {}
+        groups, alone = groups_of(y, panel.ids, self.id_col, self.group, skip=self.on_bad == "skip")
+        return replace(panel, groups=groups), alone
+
+    def _company(self, panel: Panel, series: Int, origin: Int) -> tuple[Int, Int]:
+        if self.joint_ is None or not self.joint_.speaks:
+            return super()._company(panel, series, origin)
+        members = self.joint_.members[1 + series] - 1
+        steps = np.broadcast_to((panel.starts[series] + origin)[:, None], members.shape)
+        pairs = np.unique(np.stack([members[members >= 0], steps[members >= 0]]), axis=1)
+        before = np.minimum(pairs[1] - panel.starts[pairs[0]], panel.lengths[pairs[0]])
+        return pairs[0][before > 0], before[before > 0]
 
     def _learn(self, panel: Panel) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
@@ -370,6 +403,11 @@ class TitansForecaster(PanelForecaster):
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
             more = left_over_at(covariates, panel, beside, context)
+        joint = None
+        if panel.groups is not None:
+            require(settings.linear, "what a group tells corrects the linear path: leave it on (train__linear).")
+            joint = fit_joint(panel, path, more, ends, panel.groups)
+            more = together(more, joint_at(joint, panel, context))
         scales = season_scales(panel, ends, self.season_length_)
         said = None if fitted.judged is None else said_by_model(fitted.judged, fitted.weight)
         if said is None or not np.isfinite(said.truth).any():
@@ -410,6 +448,7 @@ class TitansForecaster(PanelForecaster):
         self.model_ = model
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
+        self.joint_ = joint
         self.correction_, self.history_ = fitted.weight, fitted.history
         del fitted, said, judged, earlier  # as large as all that follows
         give_back()
@@ -434,6 +473,11 @@ class TitansForecaster(PanelForecaster):
             if covariates is not None and beside is not None:
                 ends = panel.lengths
                 covariates = with_map(covariates, path, panel, beside, ends, self.season_length_, confirm=False)
+            if joint is not None:
+                more = None
+                if covariates is not None and beside is not None:
+                    more = left_over_at(covariates, panel, beside, context)
+                self.joint_ = refitted_joint(joint, panel, path, more)
             self.linear_ = path if settings.linear else None
             self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
             self.covariates_ = covariates
@@ -448,8 +492,9 @@ class TitansForecaster(PanelForecaster):
         return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside)
 
     def _displaced(self, state: PanelState, rows: Int) -> PanelState:
-        steps = state.steps.clone()
-        steps[torch.from_numpy(rows)] = LOST
+        steps, place = state.steps.clone(), torch.from_numpy(rows)
+        # What came together still lies side by side.
+        steps[place] = LOST if self.joint_ is None else LOST + steps[place]
         return state._replace(steps=steps)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
@@ -485,6 +530,9 @@ class TitansForecaster(PanelForecaster):
         main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
+        if self.joint_ is not None and self.joint_.speaks:
+            every = (state.series.window, state.steps, state.fading.own)
+            main = main + self.joint_.left_over(*(each.cpu().numpy() for each in every), np.asarray(rows))
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
         head = scale[..., None] * said.offsets.cpu().numpy()
@@ -565,6 +613,8 @@ class TitansForecaster(PanelForecaster):
         if self.covariates_ is not None:
             tensors |= path_tensors(self.covariates_)
             tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
+        if self.joint_ is not None:
+            tensors |= joint_tensors(self.joint_)
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
             if self.linear_.pull is not None:
@@ -598,6 +648,7 @@ class TitansForecaster(PanelForecaster):
             forecaster.covariates_ = covariates_from_json(config["covariates"], tensors)
             place = forecaster._device()
             beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
+        forecaster.joint_ = joint_from_tensors(tensors)
         forecaster.correction_ = config["correction"]
         forecaster.calibration_ = Calibration(
             **config["calibration"],
@@ -673,6 +724,11 @@ class TitansForecaster(PanelForecaster):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+def together(one: Callable[[Int, Int], Float] | None, other: Callable[[Int, Int], Float]) -> Callable[[Int, Int], Float]:
+    """What both add."""
+    return other if one is None else lambda series, origins: one(series, origins) + other(series, origins)
 
 
 class Said(NamedTuple):
