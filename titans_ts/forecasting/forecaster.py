@@ -51,6 +51,7 @@ from .covariates import (
     refitted,
     with_map,
 )
+from .ensemble import Voice, advance_voices, averaged, combined, start_voices, voice_tensors, voices_from_tensors
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
@@ -103,6 +104,7 @@ class PanelState(NamedTuple):
     steps: IntTensor[Tensor, " N"]
     fading: FadingState
     covariates: Any = ()  # a CovariateState
+    voices: tuple[SeriesState, ...] = ()  # of the further models of an ensemble
 
 
 class TitansForecaster(PanelForecaster):
@@ -165,6 +167,21 @@ class TitansForecaster(PanelForecaster):
         needs no `future=` for them. Like known covariates, beside which they may stand, they add an effect as far as
         the validation rows confirm it: one for each hour, weekday and month, and a smooth one over the minutes of a day
         and the days of a year.
+    group: a column of the long frame with one value a series: those of one value are modelled jointly, and a series
+        without a value by itself. multivariate: True joins all series of any kind of input, such as the columns of a
+        wide frame (of one series alone it is without meaning, and does nothing). What the linear path leaves over of a
+        series is then forecast from the last values of others in its group: of the six that told most in the training
+        rows (of at most 256), their last 24 values, as far as these say what the series' own context does not. A map of
+        that kind is fitted in closed form to each series of `fit`, where blocks of its training rows want one, and with
+        the share that the validation rows of its group confirm by two standard errors; that can be none, and is so for
+        all where the maps would hold too many numbers (128 MB). Members are put side by side by the clock. A forecast
+        sees no value of a member that is later than its own series' last; a member that has not reported up to there
+        counts with what it has, and says nothing where it has nothing, as does one that `predict(y=...)` does not
+        bring. Which series belong together is learnt by `fit` and remembered by their ids: `update` and `predict` need
+        no group column, and a series that `fit` did not see is forecast by itself.
+    ensemble: how many neural corrections are learnt on the same linear path, from different seeds, and averaged; each
+        enters with the weight that validation confirms of it. Learning, updating and forecasting take so many times as
+        long, but for all that is in closed form; where the corrections have no weight, it changes next to nothing.
     on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
         ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
         ("pad", "skip", "raise").
@@ -179,6 +196,8 @@ class TitansForecaster(PanelForecaster):
         as validation confirms them.
     scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
     covariates_: the effect of the known covariates and the map of the others (`CovariatePath`); None without any.
+    joint_: the maps from the members of a group (`JointPath`); None without groups. voices_: the further models of an
+        ensemble and the weights of their corrections.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -197,6 +216,7 @@ class TitansForecaster(PanelForecaster):
     model_: TimeSeriesModel
     covariates_: CovariatePath | None = None
     joint_: JointPath | None = None
+    voices_: tuple[Voice, ...] = ()
 
     def __init__(
         self,
@@ -221,6 +241,7 @@ class TitansForecaster(PanelForecaster):
         calendar: Sequence[str] = (),
         group: str | None = None,
         multivariate: bool = False,
+        ensemble: int = 1,
         on_gap: str = "raise",
         on_duplicate: str = "raise",
         on_bad: str = "raise",
@@ -253,6 +274,7 @@ class TitansForecaster(PanelForecaster):
         self.calendar = calendar
         self.group = group
         self.multivariate = multivariate
+        self.ensemble = ensemble
         self.on_gap = on_gap
         self.on_duplicate = on_duplicate
         self.on_bad = on_bad
@@ -344,6 +366,11 @@ class TitansForecaster(PanelForecaster):
             self.intervals in ("auto", "conformal", "head"),
             f"intervals={self.intervals!r} must be 'auto', 'conformal' or 'head'.",
         )
+        count = self.ensemble
+        require(
+            isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1,
+            f"ensemble={count!r} must be a whole number of models, 1 or more.",
+        )
         self.levels_ = check_levels(self.quantiles)
         context, patch = self._sizes(panel)
         panel = self._long_enough(panel, patch)
@@ -376,10 +403,6 @@ class TitansForecaster(PanelForecaster):
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
         device = self._device()
-        with _seeded(seed, device):
-            model = TimeSeriesModel(config).to(device)
-        if self.warm_start and hasattr(self, "model_") and self.model_.config == config:
-            model.load_state_dict(self.model_.state_dict())
         rows = Rows(
             values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
             starts=torch.from_numpy(panel.offsets[:-1]).to(device),
@@ -387,18 +410,29 @@ class TitansForecaster(PanelForecaster):
             units=torch.from_numpy(series_scales(panel, ends)).to(device),
             weights=None if panel.weights is None else torch.from_numpy(panel.weights).to(device),
         )
-        with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's own
-            fitted = train(
-                model,
-                _as_torch(path, panel) if settings.linear else None,
-                rows,
-                torch.from_numpy(ends).to(device),
-                settings,
-                seed=seed,
-                time_limit=self.time_limit,
-                verbose=self.verbose,
-            )
-        give_back()
+        begun = [self.model_, *(voice.model for voice in self.voices_)] if hasattr(self, "model_") else []
+        learnt = []
+        for place in range(count):
+            own = seed if not place else int(random.randint(2**31))
+            with _seeded(own, device):
+                model = TimeSeriesModel(config).to(device)
+            if self.warm_start and place < len(begun) and begun[place].config == config:
+                model.load_state_dict(begun[place].state_dict())
+            with _seeded(own, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's
+                fitted = train(
+                    model,
+                    _as_torch(path, panel) if settings.linear else None,
+                    rows,
+                    torch.from_numpy(ends).to(device),
+                    settings,
+                    seed=own,
+                    time_limit=None if self.time_limit is None else self.time_limit / count,
+                    verbose=self.verbose,
+                )
+            learnt.append((model, fitted))
+            give_back()
+        (model, fitted), voices = learnt[0], tuple(Voice(each, found.weight) for each, found in learnt[1:])
+        heads = [found.judged for _, found in learnt if found.judged is not None]
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
@@ -409,7 +443,9 @@ class TitansForecaster(PanelForecaster):
             joint = fit_joint(panel, path, more, ends, panel.groups)
             more = together(more, joint_at(joint, panel, context))
         scales = season_scales(panel, ends, self.season_length_)
-        said = None if fitted.judged is None else said_by_model(fitted.judged, fitted.weight)
+        said = None
+        if len(heads) == count:
+            said = said_by_model(*averaged(heads, [found.weight for _, found in learnt]))
         if said is None or not np.isfinite(said.truth).any():
             require(
                 settings.linear or said is not None,
@@ -445,12 +481,12 @@ class TitansForecaster(PanelForecaster):
             season=self.season_length_,
             mix=settings.fading,
         )
-        self.model_ = model
+        self.model_, self.voices_ = model, voices
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
         self.joint_ = joint
         self.correction_, self.history_ = fitted.weight, fitted.history
-        del fitted, said, judged, earlier  # as large as all that follows
+        del learnt, heads, fitted, said, judged, earlier  # as large as all that follows
         give_back()
         self.context_length_, self.patch_length_ = context, patch
         # Measured before all that is in closed form learns the validation rows too.
@@ -489,7 +525,8 @@ class TitansForecaster(PanelForecaster):
         series = prefill(self.model_, panel)
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
-        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside)
+        voices = start_voices(self.voices_, panel)
+        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside, voices)
 
     def _displaced(self, state: PanelState, rows: Int) -> PanelState:
         steps, place = state.steps.clone(), torch.from_numpy(rows)
@@ -506,7 +543,8 @@ class TitansForecaster(PanelForecaster):
         series = advance(self.model_, part.series, new, adapt=self.adapt)
         steps = part.steps + torch.from_numpy(new.lengths).to(part.steps.device)
         fading = self.fading_.absorb(part.fading, new)
-        return put_rows(state, place, part._replace(series=series, steps=steps, fading=fading))
+        voices = advance_voices(self.voices_, part.voices, new, adapt=self.adapt)
+        return put_rows(state, place, part._replace(series=series, steps=steps, fading=fading, voices=voices))
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:
         return join_rows([state, other])
@@ -527,7 +565,10 @@ class TitansForecaster(PanelForecaster):
         if self.linear_ is not None:
             linear = apply_linear(self.linear_, windows, own, steps, self.fading_.usual(part.fading))
             base = np.where(np.isnan(linear), base, linear)
-        main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
+        weight, shift, offsets = self.correction_, said.shift.double(), said.offsets
+        if self.voices_:
+            weight, (shift, offsets) = 1.0, combined(said, weight, self.voices_, part.voices)
+        main = base + weight * scale * shift.cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
         if self.joint_ is not None and self.joint_.speaks:
@@ -535,7 +576,7 @@ class TitansForecaster(PanelForecaster):
             main = main + self.joint_.left_over(*(each.cpu().numpy() for each in every), np.asarray(rows))
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
-        head = scale[..., None] * said.offsets.cpu().numpy()
+        head = scale[..., None] * offsets.cpu().numpy()
         fading, ripe, bounds = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(
             main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
@@ -615,6 +656,9 @@ class TitansForecaster(PanelForecaster):
             tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
         if self.joint_ is not None:
             tensors |= joint_tensors(self.joint_)
+        if self.voices_:
+            config["voices"] = [voice.weight for voice in self.voices_]
+            tensors |= voice_tensors(self.voices_, known.state.voices)
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
             if self.linear_.pull is not None:
@@ -649,6 +693,7 @@ class TitansForecaster(PanelForecaster):
             place = forecaster._device()
             beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
         forecaster.joint_ = joint_from_tensors(tensors)
+        forecaster.voices_, states = voices_from_tensors(forecaster.model_, config.get("voices", []), tensors)
         forecaster.correction_ = config["correction"]
         forecaster.calibration_ = Calibration(
             **config["calibration"],
@@ -682,6 +727,7 @@ class TitansForecaster(PanelForecaster):
                     *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
                 ),
                 covariates=beside,
+                voices=states,
             ),
         )
         return forecaster

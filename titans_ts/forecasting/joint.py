@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .linear import (
+    FEWEST,
     GROUPS,
     JUDGED,
     OWN_NUMBERS,
@@ -57,6 +58,7 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 EXPECTED = 1e-3  # penalty of what is expected of a member, relative to the mean eigenvalue
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LIMIT = 3.0  # deviations of its context by which others can move a series, at most
+GATE = 1.0
 FLOOR = 0.01  # of a member's variance that its innovations count as, at least: less is rounding
 
 # series [B] and numbers of their rows [B] to what is added to the linear path's forecasts behind them, [B, H]
@@ -410,7 +412,9 @@ def chosen_penalty(rows: Int, x: Float, left: Float, horizon: int) -> float:
     together = (losses / mean).sum(2)
     best = 1 + int(np.argmin(together[1:].sum(1)))
     stretches = (rows[-1] - rows[0] + 1) / horizon
-    return PENALTIES[best - 1] if surely_less(together[best], together[0], stretches) else np.inf
+    gain = together[0] - together[best]
+    sure = gain.mean() > GATE * gain.std(ddof=1) / len(gain) ** 0.5 if stretches >= FEWEST and len(gain) > 1 else False
+    return PENALTIES[best - 1] if sure else np.inf
 
 
 def confirmed_share(path: JointPath, task: Task, ends: Int, inside: Int) -> float:
