@@ -1,17 +1,19 @@
 """The joint path: what the other members of its group tell about a series, beyond what its own past does.
 
-A member enters a forecast with its last W values by the clock, without the mean of its context and in units of its own
-scale, and of these only with what the context of the target does not make of them (its *innovations*). What the linear
-path leaves over is regressed on the innovations of the few members that tell most, series by series, in closed form.
+A member enters a forecast with W readings: its last eight values by the clock and means of the forty before them,
+coarser the further back, without the mean of its context and in units of its own scale; and of these only with what the
+context of the target does not make of them (its *innovations*). What the linear path leaves over is regressed on the
+innovations of the few members that tell most, series by series, in closed form.
 Nothing of a member counts that it had not reported by the time of the forecast, and a value that is missing, was not
 reported yet, or is no longer in the member's state says nothing: its innovation is 0. So a series whose group is silent
 is forecast as one without a group, and the forecast needs nothing but the contexts that the states hold anyway.
 
-Two doubts stand before it. In blocks of the training rows, each forecast by the maps of the others, the map of a series
-must surely lower its error, or there is none. And the share of the maps of a group is what the validation rows confirm.
+Two doubts stand before it. The members are found in every other block of the training rows, and in the blocks between,
+each forecast by the map of all other blocks, the map of a series must lower its error, or there is none. Then the share
+of the maps of a group is what the validation rows surely confirm.
 
-Axes: N series, L context, H horizon, K members, W last values of one, O last values of the target itself, B windows,
-T times, G groups of windows, D = K * W.
+Axes: N series, L context, H horizon, K members, W readings of one, R rows that they are of, O last values of the target
+itself, B windows, T times, G groups of windows, D = K * W.
 """
 
 from __future__ import annotations
@@ -45,20 +47,20 @@ from .linear import (
 )
 from .panel import Float, Int, Panel
 
-MEMBERS = 6  # of a group that a series listens to, at most
+MEMBERS = 8  # of a group that a series listens to, at most
 CANDIDATES = 256  # members of a group that these are chosen of, at most
-LOOK_BACK = 24  # values of a member that count, at most
+BINS = (48, 24, 16, 12, 8, 7, 6, 5, 4, 3, 2, 1)  # rows before a forecast at which the readings of a member begin
 OWN = 48  # values of the target that say what was to be expected of them, at most
 TIMES = 512  # of the clock at which the members are compared, at most
 TOLD = 2**21  # numbers that are compared at once, and windows times series that learn, at most
 LEARNT = 4096  # windows of one series that its map is fitted to, at most
-BLOCKS = 8  # of training rows, each forecast by the maps of the others
+BLOCKS = 12  # of training rows: in every second one members are found, and in the others maps are judged
 STEPS = 12  # of the horizon, by which a map is judged there
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 EXPECTED = 1e-3  # penalty of what is expected of a member, relative to the mean eigenvalue
 SHARES = (0.25, 0.5, 0.75, 1.0)
 LIMIT = 3.0  # deviations of its context by which others can move a series, at most
-GATE = 1.0
+GATE = 1.0  # standard errors by which a map must lower the error in blocks of the training rows
 FLOOR = 0.01  # of a member's variance that its innovations count as, at least: less is rounding
 
 # series [B] and numbers of their rows [B] to what is added to the linear path's forecasts behind them, [B, H]
@@ -66,8 +68,8 @@ More = Callable[[Int, Int], Float]
 
 
 class Heard(NamedTuple):
-    """What a forecast listens to: the last values of the target `[B, O]` and of the members `[B, K, W]`, centred and in
-    units of their scales, which of the latter are known, and how far others can move the target `[B]`."""
+    """What a forecast listens to: the last values of the target `[B, O]` and the readings of the members `[B, K, W]`,
+    centred and in units of their scales, which of the latter are known, and how far others can move the target `[B]`."""
 
     own: Float
     others: Float
@@ -82,7 +84,7 @@ class JointPath:
 
     groups `[N]`: which group each series of `fit` is in. members `[1 + N, K]`: the rows that each listens to, 0 where
     there is none. scales `[1 + N]`: the units of values. expected `[1 + N, K, O, W]`: what the target's own values make
-    of a member's. weights `[1 + N, D, H]`: the maps, times the share that the validation rows confirm. penalties
+    of a member's readings. weights `[1 + N, D, H]`: the maps, times the share that the validation rows confirm. penalties
     `[1 + N]`: with which a map was fitted; infinite: there is none. shares `[1 + N]`: what was confirmed.
     """
 
@@ -121,9 +123,9 @@ class JointPath:
     def say(self, own: Int, contexts: Float, others: Float) -> Float:
         """What members with these contexts `[B, K, L]` add to the forecasts of rows `own` `[B]` from contexts `[B, L]`
         that end at the same time, `[B, H]`."""
-        out = np.empty((len(own), self.weights.shape[2]))
+        out = np.zeros((len(own), self.weights.shape[2]))
         order = np.argsort(own, kind="stable")
-        for some in np.split(order, np.flatnonzero(np.diff(own[order])) + 1):
+        for some in np.split(order, np.flatnonzero(np.diff(own[order])) + 1) if len(own) else ():
             row = own[some[0]]
             heard = self.hear(row, contexts[some], others[some])
             said = innovations(heard, self.expected[row]) @ self.weights[row]
@@ -132,13 +134,13 @@ class JointPath:
 
     def hear(self, row: int | np.int64, contexts: Float, others: Float) -> Heard:
         """What row `row` listens to at windows with these contexts `[B, L]` and `[B, K, L]`."""
-        sizes = self.expected.shape[2:]
-        return hear(contexts, others, self.scales[row], self.scales[self.members[row]], *sizes)
+        return hear(contexts, others, self.scales[row], self.scales[self.members[row]], self.expected.shape[2])
 
 
-def hear(contexts: Float, others: Float, scale: float, scales: Float, own: int, look_back: int) -> Heard:
-    """The last values of targets and members `[K]` with these scales. A member of which less than half as many values
-    are known as of the target is not listened to: its mean would not be that of the same time."""
+def hear(contexts: Float, others: Float, scale: float, scales: Float, own: int) -> Heard:
+    """The last values of targets and the readings of members `[K]` with these scales. A reading is known where half of
+    its values are. A member of which less than half as many values are known as of the target is not listened to: its
+    mean would not be that of the same time."""
     count, members, length = others.shape
     centred, _ = centre(contexts)
     seen = np.isfinite(contexts)
@@ -146,16 +148,30 @@ def hear(contexts: Float, others: Float, scale: float, scales: Float, own: int, 
     mine = np.where(seen, centred, 0.0) / scale
     limit = LIMIT * np.sqrt((mine**2).sum(1) / counts)
     each = others.reshape(-1, length)
-    theirs = centre(each)[0][:, -look_back:].reshape(count, members, -1) / scales[:, None]
-    observed = np.isfinite(others)
-    enough = 2 * observed.sum(2) >= counts[:, None]
-    return Heard(centred[:, -own:] / scale, theirs, observed[..., -look_back:] & enough[..., None], limit)
+    seen = np.isfinite(each)
+    begin = readings(length)
+    size = np.diff(np.append(begin, length))
+    known = np.add.reduceat(seen.astype(np.int64), begin, axis=1)
+    sums = np.add.reduceat(np.where(seen, centre(each)[0], 0.0), begin, axis=1)
+    theirs = (sums / np.maximum(known, 1)).reshape(count, members, -1) / scales[:, None]
+    enough = 2 * seen.sum(1).reshape(count, members) >= counts[:, None]
+    known = (2 * known >= size).reshape(theirs.shape) & (known > 0).reshape(theirs.shape)
+    return Heard(centred[:, -own:] / scale, theirs, known & enough[..., None], limit)
+
+
+def readings(length: int) -> Int:
+    """The rows of a context of this length at which readings begin; each ends where the next one begins.
+
+    >>> readings(10).tolist(), len(readings(100))
+    ([0, 2, 3, 4, 5, 6, 7, 8, 9], 12)
+    """
+    return np.unique(np.maximum(length - np.array(BINS), 0))
 
 
 def innovations(heard: Heard, expected: Float) -> Float:
     """What members `[K, O, W]` say that the target's own values do not, `[B, D]`; 0 where nothing is known."""
-    members, own, look_back = expected.shape
-    made = heard.own @ expected.transpose(1, 0, 2).reshape(own, members * look_back)
+    members, own, width = expected.shape
+    made = heard.own @ expected.transpose(1, 0, 2).reshape(own, members * width)
     return np.where(heard.known.reshape(made.shape), heard.others.reshape(made.shape) - made, 0.0)
 
 
@@ -222,7 +238,7 @@ class Task(NamedTuple):
 
 
 def fit_joint(panel: Panel, linear: LinearPath, more: More | None, ends: Int, groups: Int) -> JointPath:
-    """The maps of the rows before `ends`, of those series to whom the members of their groups `[N]` surely tell
+    """The maps of the rows before `ends`, of those series to whom the members of their groups `[N]` tell
     something, with the share that the rows behind confirm of each group.
 
     >>> from titans_ts.forecasting.door import read
@@ -237,22 +253,23 @@ def fit_joint(panel: Panel, linear: LinearPath, more: More | None, ends: Int, gr
     task = Task(panel, linear, more, series_scales(panel, ends))
     count = np.bincount(groups, minlength=1)
     joined = int((count[groups] > 1).sum())
-    look_back, own = min(LOOK_BACK, linear.context_length), min(OWN, linear.context_length)
-    size = max(joined * look_back * (own + linear.horizon), 1)
+    width, own = len(readings(linear.context_length)), min(OWN, linear.context_length)
+    size = max(joined * width * (own + linear.horizon), 1)
     most = int(min(MEMBERS, max(count.max() - 1, 0), OWN_NUMBERS // size))
     path = JointPath(
         groups=groups,
         members=np.zeros((1 + len(panel), most), dtype=np.int64),
         scales=np.append(1.0, task.scales),
-        expected=np.zeros((1 + len(panel), most, own, look_back)),
-        weights=np.zeros((1 + len(panel), most * look_back, linear.horizon)),
+        expected=np.zeros((1 + len(panel), most, own, width)),
+        weights=np.zeros((1 + len(panel), most * width, linear.horizon)),
         penalties=np.full(1 + len(panel), np.inf),
         shares=np.zeros(1 + len(panel)),
     )
     for group in np.flatnonzero(count > 1) if most else ():
         inside = np.flatnonzero(groups == group)
-        path.members[1 + inside, : len(inside) - 1] = 1 + telling(task, ends, inside, look_back, own, most)
-    fit_maps(path, task, ends, np.flatnonzero((path.members[1:] > 0).any(1)))
+        edges = blocks_of(panel, ends, inside)
+        path.members[1 + inside, : len(inside) - 1] = 1 + telling(task, ends, inside, edges, own, most)
+        fit_maps(path, task, ends, inside, TOLD // joined, edges)
     for group in np.unique(groups[path.penalties[1:] < np.inf]):
         inside = np.flatnonzero((groups == group) & (path.penalties[1:] < np.inf))
         path.shares[1 + inside] = confirmed_share(path, task, ends, inside)
@@ -269,26 +286,35 @@ def refitted_joint(path: JointPath, panel: Panel, linear: LinearPath, more: More
         expected=np.zeros_like(path.expected),
         weights=np.zeros_like(path.weights),
     )
-    fit_maps(whole, task, panel.lengths, np.flatnonzero(path.shares[1:] > 0), choose=False)
+    spoken = np.flatnonzero(path.shares[1:] > 0)
+    fit_maps(whole, task, panel.lengths, spoken, TOLD // max(len(spoken), 1))
     whole.weights[:] *= path.shares[:, None, None]
     return whole
 
 
-def telling(task: Task, ends: Int, inside: Int, look_back: int, own: int, most: int) -> Int:
+def blocks_of(panel: Panel, ends: Int, inside: Int) -> Int:
+    """The steps of the clock between which the blocks of the training rows of these series lie."""
+    begin, end = panel.starts[inside].min(), (panel.starts[inside] + ends[inside]).max()
+    return np.linspace(begin, end, BLOCKS + 1).round().astype(np.int64)
+
+
+def telling(task: Task, ends: Int, inside: Int, edges: Int, own: int, most: int) -> Int:
     """Of every series in a group `[M]` the `most` other ones (all, where those are fewer) that tell most, `[M, K]`,
     the one that tells most first.
 
-    At times spread over the training rows, what is left over of a series at a few steps of the horizon is compared with
-    the last values of the others, both without what the last values of the series make of them.
+    At times spread over every other block, what is left over of a series at a few steps of the horizon is compared with
+    the readings of the others, both without what the last values of the series make of them.
     """
     panel, linear, count = task.panel, task.linear, len(inside)
     horizon, length = linear.horizon, linear.context_length
     first, last = panel.starts[inside] + 1, panel.starts[inside] + ends[inside] - horizon
-    times = np.unique(np.linspace(first.min(), max(last.max(), first.min()), TIMES).round().astype(np.int64))
-    some = max(min(len(times), TOLD // (count * look_back)), 1)
-    times = times[np.unique(np.linspace(0, len(times) - 1, some).round().astype(np.int64))]
+    width = len(readings(length))
+    every = np.arange(first.min(), max(last.max(), first.min()) + 1)
+    every = every[np.searchsorted(edges, every, side="right") % 2 == 1]
+    some = int(np.clip(TOLD // (count * width), 1, TIMES))
+    times = every[np.unique(np.linspace(0, len(every) - 1, some).round().astype(np.int64))]
     ahead = np.unique(np.geomspace(1, horizon, 4).round().astype(np.int64)) - 1
-    values, left = np.zeros((len(times), count, look_back)), np.zeros((len(times), count, len(ahead)))
+    values, left = np.zeros((len(times), count, width)), np.zeros((len(times), count, len(ahead)))
     mine = np.zeros((len(times), count, own))
     piece = max(TOLD // (count * (length + horizon)), 1)
     for begin in range(0, len(times), piece):
@@ -297,7 +323,7 @@ def telling(task: Task, ends: Int, inside: Int, look_back: int, own: int, most: 
         contexts = contexts_at(panel, series, at, length)
         targets = contexts_at(panel, series, at + horizon, horizon)
         usable = (at >= first) & (at <= last) & np.isfinite(targets).all(2) & np.isfinite(contexts).any(2)
-        heard = hear(contexts.reshape(-1, length), contexts.reshape(-1, 1, length), 1.0, np.ones(1), own, look_back)
+        heard = hear(contexts.reshape(-1, length), contexts.reshape(-1, 1, length), 1.0, np.ones(1), own)
         unit = task.scales[inside][:, None]
         values[now] = np.where(heard.known, heard.others, 0.0).reshape(*at.shape, -1) / unit
         mine[now] = np.where(usable[..., None], heard.own.reshape(*at.shape, -1) / unit, 0.0)
@@ -309,19 +335,19 @@ def telling(task: Task, ends: Int, inside: Int, look_back: int, own: int, most: 
         together = left.mean(1, keepdims=True)
         kept = np.sort(np.argsort(-told(values, together, mine[:, :1] * 0), kind="stable")[:CANDIDATES])
     squares = np.square(values[:, kept])
-    found = np.empty((count, min(most, count - 1)), dtype=np.int64)
+    found = np.full((count, min(most, count - 1)), -1)
     for place in range(count):
         scores = told(values[:, kept], left[:, [place]], mine[:, [place]], squares)
-        scores[kept == place] = -1.0
-        best = kept[np.argsort(-scores, kind="stable")[: found.shape[1]]]
-        found[place] = inside[best]
+        order = np.argsort(-scores, kind="stable")
+        best = kept[order[kept[order] != place]][: found.shape[1]]
+        found[place, : len(best)] = inside[best]
     return found
 
 
 def told(values: Float, left: Float, mine: Float, squares: Float | None = None) -> Float:
     """How much the values `[T, M, W]` of members tell of what is left over of one series `[T, 1, A]`, both without what
     its own values `[T, 1, O]` make of them, `[M]`."""
-    times, count, look_back = values.shape
+    times, count, width = values.shape
     flat, target, own = values.reshape(times, -1), left[:, 0], mine[:, 0]
     here = (target != 0).any(1)
     basis, size, _ = np.linalg.svd(own, full_matrices=False)
@@ -331,16 +357,16 @@ def told(values: Float, left: Float, mine: Float, squares: Float | None = None) 
     whole = np.maximum(here @ squares.reshape(times, -1), 1e-300)
     spread_ = np.maximum(whole - np.square(basis.T @ flat).sum(0), FLOOR * whole)
     power = np.maximum(np.square(target).sum(0), 1e-300)
-    scores: Float = (np.square(target.T @ flat) / power[:, None] / spread_).sum(0).reshape(count, look_back).sum(1)
+    scores: Float = (np.square(target.T @ flat) / power[:, None] / spread_).sum(0).reshape(count, width).sum(1)
     return scores
 
 
-def fit_maps(path: JointPath, task: Task, ends: Int, series: Int, *, choose: bool = True) -> None:
-    """Fill in what is expected of the members of these series, and their maps to the rows before `ends`; with a penalty
-    chosen for each, and no map where it does not surely lower the error in blocks of these rows."""
+def fit_maps(path: JointPath, task: Task, ends: Int, series: Int, most: int, edges: Int | None = None) -> None:
+    """Fill in what is expected of the members of these series, and their maps, of about `most` of the windows before
+    `ends`; with blocks between `edges` with a penalty chosen for each, and no map where it errs as much as nothing."""
     panel, context, horizon = task.panel, task.linear.context_length, task.linear.horizon
     every = windows_between(panel, context, horizon, np.zeros_like(ends), ends)
-    most = int(np.clip(TOLD // max(len(series), 1), 1, LEARNT))
+    most = min(max(most, 1), LEARNT)
     for place in series.tolist():
         row = 1 + place
         rows, heard, left = learnt(path, task, only_of(every, place, most), row)
@@ -351,8 +377,8 @@ def fit_maps(path: JointPath, task: Task, ends: Int, series: Int, *, choose: boo
         size = np.sqrt(np.square(x).reshape(len(x), path.members.shape[1], -1).mean((0, 2)))
         size = np.repeat(np.where(size > 0, size, 1.0), path.expected.shape[3])
         x /= size
-        if choose:
-            path.penalties[row] = chosen_penalty(rows, x, left, horizon)
+        if edges is not None:
+            path.penalties[row] = chosen_penalty(rows, x, left, horizon, edges - panel.starts[place])
         if path.penalties[row] < np.inf:
             path.weights[row] = solve(x.T @ x, x.T @ left, (path.penalties[row],))[0] / size[:, None]
 
@@ -384,8 +410,8 @@ def only_of(windows: Windows, row: int, most: int) -> Windows:
 def expectations(heard: Heard) -> Float:
     """What the own values make of those of each member, by ridge over the windows where all of these are known,
     `[K, O, W]`."""
-    members, look_back = heard.others.shape[1:]
-    expected = np.zeros((members, heard.own.shape[1], look_back))
+    members, width = heard.others.shape[1:]
+    expected = np.zeros((members, heard.own.shape[1], width))
     for member in range(members):
         whole = heard.known[:, member].all(1)
         own, values = heard.own[whole], heard.others[whole, member]
@@ -394,32 +420,35 @@ def expectations(heard: Heard) -> Float:
     return expected
 
 
-def chosen_penalty(rows: Int, x: Float, left: Float, horizon: int) -> float:
-    """The penalty with which the map of inputs `[B, D]` errs least in blocks of time, each forecast by that of all
-    windows without a target in it; infinite where it does not surely err less than nothing does."""
-    edges = np.unique(np.linspace(0, len(rows), BLOCKS + 1).round().astype(np.int64))
+def chosen_penalty(rows: Int, x: Float, left: Float, horizon: int, edges: Int) -> float:
+    """The penalty with which the map of inputs `[B, D]` errs least in every second block of rows, each forecast by that
+    of all windows without a target in it; infinite where this is not less than without a map by `GATE` standard errors.
+
+    Members are found in the other blocks: where one looks at many, some seem to tell something, by chance.
+    """
     left = left[:, :: -(-left.shape[1] // STEPS)]
     xx, xy = x.T @ x, x.T @ left
-    losses = np.zeros((1 + len(PENALTIES), len(edges) - 1, 2))
-    for block, (begin, end) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-        near = slice(*np.searchsorted(rows, [rows[begin] - horizon + 1, rows[end - 1] + horizon]))
-        held, truth = x[begin:end], left[begin:end]
+    losses: list[Float] = []
+    for begin, end in zip(edges[1::2], edges[2::2], strict=True):
+        held = slice(*np.searchsorted(rows, [begin, end - horizon + 1]))
+        if held.stop <= held.start:
+            continue
+        near = slice(*np.searchsorted(rows, [begin - horizon + 1, end]))
         maps = solve(xx - x[near].T @ x[near], xy - x[near].T @ left[near], PENALTIES)
-        for number, said in enumerate([0.0, *(held @ weights for weights in maps)]):
-            error = truth - said
-            losses[number, block] = np.square(error).mean(), np.abs(error).mean()
-    mean = np.maximum(losses[0].mean(0), 1e-300)
-    together = (losses / mean).sum(2)
-    best = 1 + int(np.argmin(together[1:].sum(1)))
-    stretches = (rows[-1] - rows[0] + 1) / horizon
-    gain = together[0] - together[best]
-    sure = gain.mean() > GATE * gain.std(ddof=1) / len(gain) ** 0.5 if stretches >= FEWEST and len(gain) > 1 else False
-    return PENALTIES[best - 1] if sure else np.inf
+        misses = [left[held] - said for said in [0.0, *(x[held] @ weights for weights in maps)]]
+        losses.append(np.array([[np.square(miss).mean(), np.abs(miss).mean()] for miss in misses]))
+    if len(losses) < FEWEST:
+        return np.inf
+    together = (np.stack(losses) / np.maximum(np.mean(losses, axis=0)[0], 1e-300)).sum(2)
+    best = 1 + int(np.argmin(together[:, 1:].sum(0)))
+    gain = together[:, 0] - together[:, best]
+    return PENALTIES[best - 1] if gain.mean() > GATE * gain.std(ddof=1) / len(gain) ** 0.5 else np.inf
 
 
 def confirmed_share(path: JointPath, task: Task, ends: Int, inside: Int) -> float:
     """The share of the maps of these series by which the rows behind `ends` are surely forecast better, squared and
-    absolute error together, and best; 0 where there is none."""
+    absolute error together; of several that for which the gain less a standard error is largest, 0 where there is
+    none."""
     panel, context, horizon = task.panel, task.linear.context_length, task.linear.horizon
     windows = windows_between(panel, context, horizon, ends, panel.lengths)
     counts = np.zeros_like(windows.counts)
@@ -446,9 +475,10 @@ def confirmed_share(path: JointPath, task: Task, ends: Int, inside: Int) -> floa
     losses = (means / np.maximum(means[0].mean(0), 1e-300)).sum(2)
     validated = (panel.lengths - ends)[inside]
     stretches = float(validated[validated > 0].mean()) / horizon
+    change = losses - losses[0]
+    worst = change.mean(1) + change.std(1, ddof=1) / len(losses[0]) ** 0.5 if len(losses[0]) > 1 else change[:, 0]
     sure = [n for n in range(1, len(losses)) if surely_less(losses[n], losses[0], stretches)]
-    best = min(sure, key=lambda number: losses[number].sum(), default=0)
-    return (0.0, *SHARES)[best]
+    return (0.0, *SHARES)[min(sure, key=lambda number: worst[number], default=0)]
 
 
 def joint_at(path: JointPath, panel: Panel, context: int) -> More:
