@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from titans_ts import DataError, MemoryConfig, TitansForecaster, TrainConfig
+from titans_ts import MemoryConfig, TitansForecaster, TrainConfig
 from titans_ts.core.config import LOST
 from titans_ts.core.state import leaves, map_state
 from titans_ts.forecasting import joint as module
@@ -42,8 +42,8 @@ def wander(random, count, keeps=0.6):
 
 
 def frame_of(length=500, seed=0):
-    """Daily series of two shops. "late" repeats what "lead" was three days before, "loner" is in their shop and goes its
-    own way, "other" repeats "lead" as well, from another shop."""
+    """Daily series of two shops. "late" repeats what "lead" was three days before, "loner" is in their shop and goes
+    its own way, "other" repeats "lead" as well, from another shop."""
     random = np.random.default_rng(seed)
     lead = wander(random, length + LEAD)
     moves = {"lead": lead[LEAD:], "late": lead[:-LEAD], "loner": wander(random, length), "other": lead[:-LEAD]}
@@ -282,7 +282,9 @@ def test_a_member_that_lags_tells_what_it_has(fitted):
         return (values(fitted.predict(y=lags), "late") - values(alone.predict(y=lags), "late"))[:, 0]
 
     assert np.abs(change(0)).max() > 1
-    np.testing.assert_allclose(change(2)[0], change(0)[0], atol=0.35 * np.abs(change(0)).max())  # known three days ahead
+    np.testing.assert_allclose(
+        change(2)[0], change(0)[0], atol=0.35 * np.abs(change(0)).max()
+    )  # known three days ahead
     assert np.abs(change(40)).max() == 0  # longer than it is remembered
 
 
@@ -291,7 +293,7 @@ def test_a_missing_value_says_nothing_and_the_others_go_on(fitted):
     holes = PAST.assign(y=PAST["y"].where((PAST["unique_id"] != "lead") | (PAST["ds"] < last - pd.Timedelta(days=1))))
     gone = PAST[(PAST["unique_id"] != "lead") | (PAST["ds"] < last - pd.Timedelta(days=1))]
     one, other = fitted.predict(y=holes), fitted.predict(y=gone)
-    close = dict(rtol=2e-2, atol=0.5)  # a member without its last rows holds two more of before
+    close = {"rtol": 2e-2, "atol": 0.5}  # a member without its last rows holds two more of before
     np.testing.assert_allclose(values(one, "late"), values(other, "late"), **close)
     assert np.isfinite(values(one)).all()
 
@@ -423,11 +425,19 @@ def test_a_picture_and_paths_are_made(fitted):
 @pytest.mark.parametrize(
     ("params", "change", "words"),
     [
-        ({"group": "town"}, lambda f: f, "no column 'town', which group= names: the columns are 'unique_id', 'ds', 'y'"),
+        (
+            {"group": "town"},
+            lambda f: f,
+            "no column 'town', which group= names: the columns are 'unique_id', 'ds', 'y'",
+        ),
         ({"group": "y"}, lambda f: f, "group='y' is the id, the time or the value"),
         ({"multivariate": True}, lambda f: f, "pass one of the two"),
         ({"train": TrainConfig(steps=1, linear=False)}, lambda f: f, "leave it on"),
-        ({}, lambda f: f.pivot(index="ds", columns="unique_id", values="y"), "names a column of a long frame.*multivari"),
+        (
+            {},
+            lambda f: f.pivot(index="ds", columns="unique_id", values="y"),
+            "names a column of a long frame.*multivari",
+        ),
         ({}, lambda f: f["y"].to_numpy(), "names a column of a long frame"),
         ({}, lambda f: read(f)[0], "the panel has no groups"),
         (

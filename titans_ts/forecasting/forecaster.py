@@ -170,15 +170,15 @@ class TitansForecaster(PanelForecaster):
     group: a column of the long frame with one value a series: those of one value are modelled jointly, and a series
         without a value by itself. multivariate: True joins all series of any kind of input, such as the columns of a
         wide frame (of one series alone it is without meaning, and does nothing). What the linear path leaves over of a
-        series is then forecast from the last values of others in its group: of the six that told most in the training
-        rows (of at most 256), their last 24 values, as far as these say what the series' own context does not. A map of
-        that kind is fitted in closed form to each series of `fit`, where blocks of its training rows want one, and with
-        the share that the validation rows of its group confirm by two standard errors; that can be none, and is so for
-        all where the maps would hold too many numbers (128 MB). Members are put side by side by the clock. A forecast
-        sees no value of a member that is later than its own series' last; a member that has not reported up to there
-        counts with what it has, and says nothing where it has nothing, as does one that `predict(y=...)` does not
-        bring. Which series belong together is learnt by `fit` and remembered by their ids: `update` and `predict` need
-        no group column, and a series that `fit` did not see is forecast by itself.
+        series is then forecast from the last 48 rows (the older, the coarser) of eight others in its group, those that
+        told most in the training rows (of at most 256), as far as they say what the series' own context does not. A map
+        of that kind is fitted in closed form to each series of `fit`, where blocks of its training rows want one, and
+        with the share that the validation rows of its group confirm by two standard errors. That can be none, and of
+        large panels with long horizons it is fewer members, or none: all maps hold 128 MB at most. Members are put side
+        by side by the clock. A forecast sees no value of a member that is later than its own series' last; a member
+        that has not reported up to there counts with what it has, and says nothing where it has nothing, as does one
+        that `predict(y=...)` does not bring. Which series belong together is learnt by `fit` and remembered by their
+        ids: `update` and `predict` need no group column, and a series that `fit` did not see is forecast by itself.
     ensemble: how many neural corrections are learnt on the same linear path, from different seeds, and averaged; each
         enters with the weight that validation confirms of it. Learning, updating and forecasting take so many times as
         long, but for all that is in closed form; where the corrections have no weight, it changes next to nothing.
@@ -346,7 +346,10 @@ class TitansForecaster(PanelForecaster):
         if self.group is None:
             return replace(panel, groups=np.zeros(len(panel), dtype=np.int64)), {}
         if panel is y or isinstance(y, Panel):
-            require(panel.groups is not None, f"the panel has no groups: set Panel.groups, or pass a frame that has {self.group!r}.")
+            require(
+                panel.groups is not None,
+                f"the panel has no groups: set Panel.groups, or pass a frame that has {self.group!r}.",
+            )
             return panel, {}
         groups, alone = groups_of(y, panel.ids, self.id_col, self.group, skip=self.on_bad == "skip")
         return replace(panel, groups=groups), alone
@@ -573,7 +576,8 @@ class TitansForecaster(PanelForecaster):
             main = main + self.covariates_.left_over(part.covariates, windows)
         if self.joint_ is not None and self.joint_.speaks:
             every = (state.series.window, state.steps, state.fading.own)
-            main = main + self.joint_.left_over(*(each.cpu().numpy() for each in every), np.asarray(rows))
+            windows_, steps_, own_ = (each.cpu().numpy() for each in every)
+            main = main + self.joint_.left_over(windows_, steps_, own_, np.asarray(rows))
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
         head = scale[..., None] * offsets.cpu().numpy()
@@ -772,7 +776,9 @@ class TitansForecaster(PanelForecaster):
         return torch.device(self.device)
 
 
-def together(one: Callable[[Int, Int], Float] | None, other: Callable[[Int, Int], Float]) -> Callable[[Int, Int], Float]:
+def together(
+    one: Callable[[Int, Int], Float] | None, other: Callable[[Int, Int], Float]
+) -> Callable[[Int, Int], Float]:
     """What both add."""
     return other if one is None else lambda series, origins: one(series, origins) + other(series, origins)
 

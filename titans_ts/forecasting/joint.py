@@ -69,7 +69,7 @@ More = Callable[[Int, Int], Float]
 
 class Heard(NamedTuple):
     """What a forecast listens to: the last values of the target `[B, O]` and the readings of the members `[B, K, W]`,
-    centred and in units of their scales, which of the latter are known, and how far others can move the target `[B]`."""
+    centred and in units of their scales, which of the latter are known, and how far they can move the target `[B]`."""
 
     own: Float
     others: Float
@@ -84,8 +84,8 @@ class JointPath:
 
     groups `[N]`: which group each series of `fit` is in. members `[1 + N, K]`: the rows that each listens to, 0 where
     there is none. scales `[1 + N]`: the units of values. expected `[1 + N, K, O, W]`: what the target's own values make
-    of a member's readings. weights `[1 + N, D, H]`: the maps, times the share that the validation rows confirm. penalties
-    `[1 + N]`: with which a map was fitted; infinite: there is none. shares `[1 + N]`: what was confirmed.
+    of a member's readings. weights `[1 + N, D, H]`: the maps, times the share that the validation rows confirm.
+    penalties `[1 + N]`: with which a map was fitted; infinite: there is none. shares `[1 + N]`: what was confirmed.
     """
 
     groups: Int
@@ -178,7 +178,8 @@ def innovations(heard: Heard, expected: Float) -> Float:
 def find(steps: Int, own: Int, members: Int, at: Int) -> Int:
     """Which state of each member `[B, K]` to listen to at steps `at` `[B]`, -1 where there is none.
 
-    >>> find(np.array([5, 7, 9]), np.array([1, 2, 2]), np.array([[1], [2], [2], [3]]), np.array([5, 5, 9, 5])).T.tolist()
+    >>> steps, own, members = np.array([5, 7, 9]), np.array([1, 2, 2]), np.array([[1], [2], [2], [3]])
+    >>> find(steps, own, members, np.array([5, 5, 9, 5])).T.tolist()
     [[0, 1, 2, -1]]
     """
     times = np.unique(np.concatenate([steps, at]))
@@ -336,11 +337,10 @@ def telling(task: Task, ends: Int, inside: Int, edges: Int, own: int, most: int)
         kept = np.sort(np.argsort(-told(values, together, mine[:, :1] * 0), kind="stable")[:CANDIDATES])
     squares = np.square(values[:, kept])
     found = np.full((count, min(most, count - 1)), -1)
-    for place in range(count):
-        scores = told(values[:, kept], left[:, [place]], mine[:, [place]], squares)
-        order = np.argsort(-scores, kind="stable")
-        best = kept[order[kept[order] != place]][: found.shape[1]]
-        found[place, : len(best)] = inside[best]
+    for one in range(count):
+        order = kept[np.argsort(-told(values[:, kept], left[:, [one]], mine[:, [one]], squares), kind="stable")]
+        best = order[order != one][: found.shape[1]]
+        found[one, : len(best)] = inside[best]
     return found
 
 
@@ -390,9 +390,11 @@ def learnt(path: JointPath, task: Task, windows: Windows, row: int) -> tuple[Int
         heard = path.hear(row, contexts, company(path, task.panel, series, rows, contexts.shape[1]))
         found.append((rows, heard, task.left(series, rows, contexts, targets)))
     if not found:
-        return np.zeros(0, dtype=np.int64), Heard(*(np.zeros(0) for _ in Heard._fields)), np.zeros((0, 0))
+        none = np.zeros((0, 0))
+        return np.zeros(0, dtype=np.int64), Heard(none, none, none.astype(np.bool_), none), none
     rows_, heards, left = zip(*found, strict=True)
-    return np.concatenate(rows_), Heard(*map(np.concatenate, zip(*heards, strict=True))), np.concatenate(left)
+    own, others, known, limit = (np.concatenate(parts) for parts in zip(*heards, strict=True))
+    return np.concatenate(rows_), Heard(own, others, known.astype(np.bool_), limit), np.concatenate(left)
 
 
 def company(path: JointPath, panel: Panel, series: Int, rows: Int, length: int) -> Float:
@@ -435,7 +437,7 @@ def chosen_penalty(rows: Int, x: Float, left: Float, horizon: int, edges: Int) -
             continue
         near = slice(*np.searchsorted(rows, [begin - horizon + 1, end]))
         maps = solve(xx - x[near].T @ x[near], xy - x[near].T @ left[near], PENALTIES)
-        misses = [left[held] - said for said in [0.0, *(x[held] @ weights for weights in maps)]]
+        misses = [left[held], *(left[held] - x[held] @ weights for weights in maps)]
         losses.append(np.array([[np.square(miss).mean(), np.abs(miss).mean()] for miss in misses]))
     if len(losses) < FEWEST:
         return np.inf

@@ -81,8 +81,8 @@ class StreamingForecaster:
         )
         require(
             forecaster.joint_ is None or not forecaster.joint_.speaks,
-            "a forecaster whose series are modelled jointly has no compiled form, for a forecast looks at several: go on "
-            "with its update() and predict(), or fit without group= and multivariate=.",
+            "a forecaster whose series are modelled jointly has no compiled form, for a forecast looks at several: "
+            "go on with its update() and predict(), or fit without group= and multivariate=.",
         )
         require(
             not forecaster.voices_,
