@@ -112,4 +112,7 @@ def groups_table(results: list[dict[str, Any]]) -> pd.DataFrame:
         for run in results
         for steps, score in run["scores"].items()
     ]
-    return pd.DataFrame(rows).groupby(["set", "steps", "forecaster"], sort=False).mean()
+    frame = pd.DataFrame(rows)
+    first = {name: place for place, name in enumerate(dict.fromkeys(frame["set"]))}
+    frame = frame.sort_values(["set", "steps"], key=lambda c: c.map(first) if c.name == "set" else c, kind="stable")
+    return frame.groupby(["set", "steps", "forecaster"], sort=False).mean()
