@@ -220,3 +220,17 @@ def test_the_calendar_and_the_floor_are_options(titans, tmp_path):
     refused = titans("update", tmp_path / "model", tmp_path / "later.csv")
     assert refused.code == 2
     assert "values are negative" in refused.err
+
+
+def test_groups_and_ensembles_are_options(titans, tmp_path):
+    PAST.assign(shop="here").to_csv(tmp_path / "past.csv", index=False)
+    LATER.to_csv(tmp_path / "later.csv", index=False)
+    options = ["--horizon", "4", "--time-limit", "0.1", "--context", "12", "--group", "shop", "--ensemble", "2"]
+    assert titans("fit", tmp_path / "past.csv", "--out", tmp_path / "model", *options).code == 0
+    loaded = TitansForecaster.load(tmp_path / "model")
+    assert (loaded.group, loaded.multivariate, loaded.ensemble) == ("shop", False, 2)
+    assert titans("update", tmp_path / "model", tmp_path / "later.csv").code == 0  # which needs no such column
+    assert len(titans("predict", tmp_path / "model").table()) == 12
+    refused = titans("fit", tmp_path / "past.csv", "--out", tmp_path / "other", *options, "--multivariate")
+    assert refused.code == 2
+    assert "pass one of the two" in refused.err

@@ -68,6 +68,11 @@ def fit(
         list[str] | None,
         typer.Option(help="hour, weekday, month, minute_of_day or dayofyear as a covariate, repeatable."),
     ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Column of which the series with one value are modelled jointly.")
+    ] = None,
+    multivariate: Annotated[bool, typer.Option(help="All series are modelled jointly.")] = False,
+    ensemble: Annotated[int, typer.Option(help="Neural corrections that are averaged.")] = 1,
     non_negative: Annotated[bool, typer.Option(help="Nothing falls below 0, neither data nor forecasts.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     id_col: IdCol = "unique_id",
@@ -92,6 +97,9 @@ def fit(
         past_covariates=tuple(past or ()),
         static_covariates=tuple(static or ()),
         calendar=tuple(calendar or ()),
+        group=group,
+        multivariate=multivariate,
+        ensemble=ensemble,
         non_negative=non_negative,
         random_state=seed,
         id_col=id_col,
@@ -276,6 +284,28 @@ def ablation(
         steps=steps,
     )
     typer.echo(ablation_table(results).round(4).to_string())
+
+
+@benchmark.command()
+def groups(
+    out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a run; those there are kept.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="wind_farms, los_speed, etth1, weather, repeatable; default: all four."),
+    ] = None,
+    way: Annotated[
+        list[str] | None, typer.Option(help="'Titans', 'Titans, joined', 'ridge', ..., repeatable; default: all.")
+    ] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+) -> None:
+    """Series modelled jointly, and ensembles, beside series by themselves; no test row is read."""
+    from .benchmark.groups import BASELINES, SETS, WAYS, groups_table, run_all_groups
+
+    results = run_all_groups(
+        tuple(name or SETS), tuple(way or (*WAYS, *BASELINES)), tuple(seed or (0,)), out, folder=folder
+    )
+    typer.echo(groups_table(results).round(4).to_string())
 
 
 @benchmark.command()

@@ -14,6 +14,7 @@ from typing import Any
 
 from . import ablation as parts_of
 from . import gift as gift_eval
+from . import groups as joined
 from . import ltsf as long_horizon
 from . import train as training
 from .panels import NEURAL, OURS, PEERS, SETS
@@ -335,6 +336,25 @@ def prices(folder: Path) -> str:
     return markdown(head, rows)
 
 
+def groups(folder: Path) -> str:
+    """Series by themselves, joined, and ensembles: errors over the first hours and the whole horizon, means over the
+    seeds."""
+    table = joined.groups_table(sorted(read_runs(folder / "groups", "groups-*.json"), key=place_of))
+    rows = []
+    for (name, steps, way), each in zip(table.index, table.to_dict("records"), strict=True):
+        errors = [f"{each[kind]:.4f}" for kind in ("mse", "mae")]
+        told = [f"{each['crps']:.4f}", f"{each['coverage-80']:.0%}"] if each["crps"] == each["crps"] else ["", ""]
+        heard = f"{each['joined']:.0f} of {each['of']:.0f}" if "joined" in way else ""
+        rows.append([name, str(steps), way, *errors, *told, heard, f"{each['fit, CPU s']:.0f}"])
+    head = ["set", "steps", "forecaster", "MSE", "MAE", "CRPS", "80 % interval covers", "series that listen"]
+    return markdown([*head, "fit, CPU s"], rows)
+
+
+def place_of(run: dict[str, Any]) -> tuple[int, int]:
+    """Where a run of `groups` stands in its table."""
+    return list(joined.SETS).index(run["set"]), [*joined.WAYS, *joined.BASELINES].index(run["way"])
+
+
 def length(folder: Path) -> str:
     """Time and memory against the length: a row a side and pass, a column a length; what was not measured is said."""
     run = json.loads((folder / "length.json").read_text(encoding="utf-8"))
@@ -423,6 +443,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "stream": stream,
     "stream_peers": stream_peers,
     "prices": prices,
+    "groups": groups,
 }
 
 

@@ -15,7 +15,9 @@ but `_learn` are pure: states go in and come out, row i of a state is series i.
 What the series share is learnt from each as much as `panel.weights` says (`Panel.shares`). A forecaster with covariates
 has two more hooks: `_schema(fitted)` names their columns and the calendar, and `_effect(state, rows, ahead)` says what
 known covariates `ahead` `[N, F, K]` add to the forecast of every step. One that reads the clock has `_displaced(state,
-rows)`, for arrays of which nobody knows at which step they begin.
+rows)`, for arrays of which nobody knows at which step they begin. One that models series jointly has `_joined(panel, y)
+-> (panel, reasons)`, which says what belongs together (`Panel.groups`) and which series were left on their own, and
+`_company(panel, series, origin) -> (series, origin)`: the states that forecasts behind these rows look at besides.
 """
 
 from __future__ import annotations
@@ -117,6 +119,12 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _schema(self, fitted: bool) -> Schema | None:
         return None
 
+    def _joined(self, panel: Panel, y: Any) -> tuple[Panel, dict[Hashable, str]]:
+        return panel, {}
+
+    def _company(self, panel: Panel, series: Int, origin: Int) -> tuple[Int, Int]:
+        return series[:0], origin[:0]
+
     def _effect(self, state: Any, rows: Int, ahead: Float) -> Float:
         raise NotImplementedError
 
@@ -142,7 +150,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         """
         _whole(self.horizon, "horizon")
         panel, layout, skipped = self._read(y)
-        return self._fit(_weighted(panel, sample_weight), layout, skipped)
+        panel, alone = self._joined(panel, y)
+        return self._fit(_weighted(panel, sample_weight), layout, {**skipped, **alone})
 
     def predict(
         self,
@@ -289,7 +298,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         )
         every = int(refit) if isinstance(refit, bool) else _whole(refit, "refit", "windows")
         panel, layout, _ = self._read(y)
-        panel = _weighted(panel, sample_weight)
+        panel = _weighted(self._joined(panel, y)[0], sample_weight)
         panel, work = windows.fitting(panel, skip=getattr(self, "on_bad", "raise") == "skip"), clone(self)
         if not update and hasattr(work, "adapt"):
             work.adapt = False

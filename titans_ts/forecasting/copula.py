@@ -41,7 +41,10 @@ def validation_scores(forecaster: PanelForecaster, panel: Panel, ends: Int, past
         series, origin = evenly(panel, begin, horizon)
         if len(series):
             start = np.maximum(origin - past, 0)
-            state = forecaster._start_to_judge(panel.stretches(series, start, origin - start))
+            more, before = forecaster._company(panel, series, origin)
+            rows, begin = np.concatenate([series, more]), np.concatenate([start, np.maximum(before - past, 0)])
+            stop = np.concatenate([origin, before])
+            state = forecaster._start_to_judge(panel.stretches(rows, begin, stop - begin))
             future, every = panel.stretches(series, origin, np.full(len(series), horizon)), np.arange(len(series))
             forecast = forecaster._forecast(state, every)
             forecast = forecaster._with_effect(forecast, state, every, forecaster._ahead_in(future))

@@ -51,9 +51,12 @@ from .covariates import (
     refitted,
     with_map,
 )
+from .ensemble import Voice, advance_voices, averaged, combined, start_voices, voice_tensors, voices_from_tensors
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
 from .inference import advance, prefill, state_from_tensors, state_tensors
+from .intake import groups_of
+from .joint import JointPath, fit_joint, joint_at, joint_from_tensors, joint_tensors, refitted_joint
 from .linear import (
     JUDGED,
     PULLS,
@@ -102,6 +105,7 @@ class PanelState(NamedTuple):
     steps: IntTensor[Tensor, " N"]
     fading: FadingState
     covariates: Any = ()  # a CovariateState
+    voices: tuple[SeriesState, ...] = ()  # of the further models of an ensemble
 
 
 class TitansForecaster(PanelForecaster):
@@ -164,6 +168,21 @@ class TitansForecaster(PanelForecaster):
         needs no `future=` for them. Like known covariates, beside which they may stand, they add an effect as far as
         the validation rows confirm it: one for each hour, weekday and month, and a smooth one over the minutes of a day
         and the days of a year.
+    group: a column of the long frame with one value a series: those of one value are modelled jointly, and a series
+        without a value by itself. multivariate: True joins all series of any kind of input, such as the columns of a
+        wide frame (of one series alone it is without meaning, and does nothing). What the linear path leaves over of a
+        series is then forecast from the last 48 rows (the older, the coarser) of eight others in its group, those that
+        told most in the training rows (of at most 256), as far as they say what the series' own context does not. A map
+        of that kind is fitted in closed form to each series of `fit`, where blocks of its training rows want one, and
+        with the share that the validation rows of its group confirm by two standard errors. That can be none, and of
+        large panels with long horizons it is fewer members, or none: all maps hold 128 MB at most. Members are put side
+        by side by the clock. A forecast sees no value of a member that is later than its own series' last; a member
+        that has not reported up to there counts with what it has, and says nothing where it has nothing, as does one
+        that `predict(y=...)` does not bring. Which series belong together is learnt by `fit` and remembered by their
+        ids: `update` and `predict` need no group column, and a series that `fit` did not see is forecast by itself.
+    ensemble: how many neural corrections are learnt on the same linear path, from different seeds, and averaged; each
+        enters with the weight that validation confirms of it. Learning, updating and forecasting take so many times as
+        long, but for all that is in closed form; where the corrections have no weight, it changes next to nothing.
     on_gap, on_duplicate, on_bad, on_short: what to do with missing rows ("raise", "mask"), repeated timestamps
         ("raise", "last", "mean"), series that break another rule ("raise", "skip") and series shorter than one patch
         ("pad", "skip", "raise").
@@ -179,6 +198,8 @@ class TitansForecaster(PanelForecaster):
         as validation confirms them.
     scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
     covariates_: the effect of the known covariates and the map of the others (`CovariatePath`); None without any.
+    joint_: the maps from the members of a group (`JointPath`); None without groups. voices_: the further models of an
+        ensemble and the weights of their corrections.
     history_: (step, validation loss) pairs. context_length_, patch_length_, freq_, season_length_, fitted_ids_,
     skipped_.
 
@@ -196,6 +217,8 @@ class TitansForecaster(PanelForecaster):
 
     model_: TimeSeriesModel
     covariates_: CovariatePath | None = None
+    joint_: JointPath | None = None
+    voices_: tuple[Voice, ...] = ()
 
     def __init__(
         self,
@@ -218,6 +241,9 @@ class TitansForecaster(PanelForecaster):
         past_covariates: Sequence[str] = (),
         static_covariates: Sequence[str] = (),
         calendar: Sequence[str] = (),
+        group: str | None = None,
+        multivariate: bool = False,
+        ensemble: int = 1,
         on_gap: str = "raise",
         on_duplicate: str = "raise",
         on_bad: str = "raise",
@@ -248,6 +274,9 @@ class TitansForecaster(PanelForecaster):
         self.past_covariates = past_covariates
         self.static_covariates = static_covariates
         self.calendar = calendar
+        self.group = group
+        self.multivariate = multivariate
+        self.ensemble = ensemble
         self.on_gap = on_gap
         self.on_duplicate = on_duplicate
         self.on_bad = on_bad
@@ -307,11 +336,45 @@ class TitansForecaster(PanelForecaster):
         require(len(set(names)) == len(names), f"calendar={names} names something twice: name each once.")
         return names
 
+    def _joined(self, panel: Panel, y: Any) -> tuple[Panel, dict[Hashable, str]]:
+        if self.group is None and not self.multivariate:
+            return panel if panel.groups is None else replace(panel, groups=None), {}
+        require(
+            self.group is None or not self.multivariate,
+            f"group={self.group!r} joins the series of each group, multivariate=True all of them: pass one of the two.",
+        )
+        taken = (self.id_col, self.time_col, self.target_col)
+        require(self.group not in taken, f"group={self.group!r} is the id, the time or the value: name another column.")
+        if self.group is None:
+            return replace(panel, groups=np.zeros(len(panel), dtype=np.int64)), {}
+        if panel is y or isinstance(y, Panel):
+            require(
+                panel.groups is not None,
+                f"the panel has no groups: set Panel.groups, or pass a frame that has {self.group!r}.",
+            )
+            return panel, {}
+        groups, alone = groups_of(y, panel.ids, self.id_col, self.group, skip=self.on_bad == "skip")
+        return replace(panel, groups=groups), alone
+
+    def _company(self, panel: Panel, series: Int, origin: Int) -> tuple[Int, Int]:
+        if self.joint_ is None or not self.joint_.speaks:
+            return super()._company(panel, series, origin)
+        members = self.joint_.members[1 + series] - 1
+        steps = np.broadcast_to((panel.starts[series] + origin)[:, None], members.shape)
+        pairs = np.unique(np.stack([members[members >= 0], steps[members >= 0]]), axis=1)
+        before = np.minimum(pairs[1] - panel.starts[pairs[0]], panel.lengths[pairs[0]])
+        return pairs[0][before > 0], before[before > 0]
+
     def _learn(self, panel: Panel) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
         require(
             self.intervals in ("auto", "conformal", "head"),
             f"intervals={self.intervals!r} must be 'auto', 'conformal' or 'head'.",
+        )
+        count = self.ensemble
+        require(
+            isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1,
+            f"ensemble={count!r} must be a whole number of models, 1 or more.",
         )
         self.levels_ = check_levels(self.quantiles)
         context, patch = self._sizes(panel)
@@ -350,10 +413,6 @@ class TitansForecaster(PanelForecaster):
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )
         device = self._device()
-        with _seeded(seed, device):
-            model = TimeSeriesModel(config).to(device)
-        if self.warm_start and hasattr(self, "model_") and self.model_.config == config:
-            model.load_state_dict(self.model_.state_dict())
         rows = Rows(
             values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
             starts=torch.from_numpy(panel.offsets[:-1]).to(device),
@@ -361,24 +420,42 @@ class TitansForecaster(PanelForecaster):
             units=torch.from_numpy(series_scales(panel, ends)).to(device),
             weights=None if panel.weights is None else torch.from_numpy(panel.weights).to(device),
         )
-        with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's own
-            fitted = train(
-                model,
-                _as_torch(path, panel) if settings.linear else None,
-                rows,
-                torch.from_numpy(ends).to(device),
-                settings,
-                seed=seed,
-                time_limit=self.time_limit,
-                verbose=self.verbose,
-            )
-        give_back()
+        begun = [self.model_, *(voice.model for voice in self.voices_)] if hasattr(self, "model_") else []
+        learnt = []
+        for place in range(count):
+            own = seed if not place else int(random.randint(2**31))
+            with _seeded(own, device):
+                model = TimeSeriesModel(config).to(device)
+            if self.warm_start and place < len(begun) and begun[place].config == config:
+                model.load_state_dict(begun[place].state_dict())
+            with _seeded(own, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's
+                fitted = train(
+                    model,
+                    _as_torch(path, panel) if settings.linear else None,
+                    rows,
+                    torch.from_numpy(ends).to(device),
+                    settings,
+                    seed=own,
+                    time_limit=None if self.time_limit is None else self.time_limit / count,
+                    verbose=self.verbose,
+                )
+            learnt.append((model, fitted))
+            give_back()
+        (model, fitted), voices = learnt[0], tuple(Voice(each, found.weight) for each, found in learnt[1:])
+        heads = [found.judged for _, found in learnt if found.judged is not None]
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
             more = left_over_at(covariates, panel, beside, context)
+        joint = None
+        if panel.groups is not None:
+            require(settings.linear, "what a group tells corrects the linear path: leave it on (train__linear).")
+            joint = fit_joint(panel, path, more, ends, panel.groups)
+            more = together(more, joint_at(joint, panel, context))
         scales = season_scales(panel, ends, self.season_length_)
-        said = None if fitted.judged is None else said_by_model(fitted.judged, fitted.weight)
+        said = None
+        if len(heads) == count:
+            said = said_by_model(*averaged(heads, [found.weight for _, found in learnt]))
         if said is None or not np.isfinite(said.truth).any():
             require(
                 settings.linear or said is not None,
@@ -414,11 +491,12 @@ class TitansForecaster(PanelForecaster):
             season=self.season_length_,
             mix=settings.fading,
         )
-        self.model_ = model
+        self.model_, self.voices_ = model, voices
         self.linear_ = path if settings.linear else None
         self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
+        self.joint_ = joint
         self.correction_, self.history_ = fitted.weight, fitted.history
-        del fitted, said, judged, earlier  # as large as all that follows
+        del learnt, heads, fitted, said, judged, earlier  # as large as all that follows
         give_back()
         self.context_length_, self.patch_length_ = context, patch
         # Measured before all that is in closed form learns the validation rows too.
@@ -441,6 +519,11 @@ class TitansForecaster(PanelForecaster):
             if covariates is not None and beside is not None:
                 ends = panel.lengths
                 covariates = with_map(covariates, path, panel, beside, ends, self.season_length_, confirm=False)
+            if joint is not None:
+                more = None
+                if covariates is not None and beside is not None:
+                    more = left_over_at(covariates, panel, beside, context)
+                self.joint_ = refitted_joint(joint, panel, path, more)
             self.linear_ = path if settings.linear else None
             self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
             self.covariates_ = covariates
@@ -450,7 +533,7 @@ class TitansForecaster(PanelForecaster):
 
     def _start_to_judge(self, panel: Panel) -> PanelState:
         said = self.calibration_
-        return self._started(panel, whole=any((self.correction_, said.head, said.mean, said.median)))
+        return self._started(panel, whole=any((self.correction_, said.head, said.mean, said.median, self.voices_)))
 
     def _started(self, panel: Panel, whole: bool) -> PanelState:
         """The state after these histories; of the model's, unless `whole`, the window and what it alone says."""
@@ -467,11 +550,13 @@ class TitansForecaster(PanelForecaster):
             series = prefill(self.model_, panel)
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
-        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside)
+        voices = start_voices(self.voices_, panel)
+        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside, voices)
 
     def _displaced(self, state: PanelState, rows: Int) -> PanelState:
-        steps = state.steps.clone()
-        steps[torch.from_numpy(rows)] = LOST
+        steps, place = state.steps.clone(), torch.from_numpy(rows)
+        # What came together still lies side by side.
+        steps[place] = LOST if self.joint_ is None else LOST + steps[place]
         return state._replace(steps=steps)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
@@ -484,7 +569,8 @@ class TitansForecaster(PanelForecaster):
         series = advance(self.model_, part.series, new, adapt=self.adapt)
         steps = part.steps + torch.from_numpy(new.lengths).to(part.steps.device)
         fading = self.fading_.absorb(part.fading, new)
-        return put_rows(state, place, part._replace(series=series, steps=steps, fading=fading))
+        voices = advance_voices(self.voices_, part.voices, new, adapt=self.adapt)
+        return put_rows(state, place, part._replace(series=series, steps=steps, fading=fading, voices=voices))
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:
         return join_rows([state, other])
@@ -505,12 +591,19 @@ class TitansForecaster(PanelForecaster):
         if self.linear_ is not None:
             linear = apply_linear(self.linear_, windows, own, steps, self.fading_.usual(part.fading))
             base = np.where(np.isnan(linear), base, linear)
-        main = base + self.correction_ * scale * said.shift.double().cpu().numpy()
+        weight, shift, offsets = self.correction_, said.shift.double(), said.offsets
+        if self.voices_:
+            weight, (shift, offsets) = 1.0, combined(said, weight, self.voices_, part.voices)
+        main = base + weight * scale * shift.cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
+        if self.joint_ is not None and self.joint_.speaks:
+            every = (state.series.window, state.steps, state.fading.own)
+            windows_, steps_, own_ = (each.cpu().numpy() for each in every)
+            main = main + self.joint_.left_over(windows_, steps_, own_, np.asarray(rows))
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
-        head = scale[..., None] * said.offsets.cpu().numpy()
+        head = scale[..., None] * offsets.cpu().numpy()
         fading, ripe, bounds = self.fading_.ahead(part.fading, self.horizon)
         mean, median, quantiles = self.calibration_.forecast(
             main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
@@ -591,6 +684,11 @@ class TitansForecaster(PanelForecaster):
         if self.covariates_ is not None:
             tensors |= path_tensors(self.covariates_)
             tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
+        if self.joint_ is not None:
+            tensors |= joint_tensors(self.joint_)
+        if self.voices_:
+            config["voices"] = [voice.weight for voice in self.voices_]
+            tensors |= voice_tensors(self.voices_, known.state.voices)
         if self.linear_ is not None:
             tensors["linear"] = torch.from_numpy(self.linear_.weights)
             if self.linear_.pull is not None:
@@ -624,6 +722,8 @@ class TitansForecaster(PanelForecaster):
             forecaster.covariates_ = covariates_from_json(config["covariates"], tensors)
             place = forecaster._device()
             beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
+        forecaster.joint_ = joint_from_tensors(tensors)
+        forecaster.voices_, states = voices_from_tensors(forecaster.model_, config.get("voices", []), tensors)
         forecaster.correction_ = config["correction"]
         forecaster.calibration_ = Calibration(
             **config["calibration"],
@@ -658,6 +758,7 @@ class TitansForecaster(PanelForecaster):
                     *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
                 ),
                 covariates=beside,
+                voices=states,
             ),
         )
         return forecaster
@@ -700,6 +801,13 @@ class TitansForecaster(PanelForecaster):
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+
+def together(
+    one: Callable[[Int, Int], Float] | None, other: Callable[[Int, Int], Float]
+) -> Callable[[Int, Int], Float]:
+    """What both add."""
+    return other if one is None else lambda series, origins: one(series, origins) + other(series, origins)
 
 
 class Said(NamedTuple):

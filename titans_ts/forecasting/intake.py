@@ -237,6 +237,52 @@ def weights_of(sample_weight: Any, ids: Sequence[Hashable]) -> Float:
     return weights
 
 
+def groups_of(
+    y: Any, ids: Sequence[Hashable], id_col: str, column: str, *, skip: bool = False
+) -> tuple[Int, dict[Hashable, str]]:
+    """Which group each of these series of a long frame is in `[N]`, numbered as they come, and with `skip` those whose
+    column has more than one value, with the reason; they, and series without a value there, are on their own.
+
+    >>> frame = pd.DataFrame({"unique_id": ["a", "b", "c", "a"], "shop": ["x", None, "x", "x"]})
+    >>> groups_of(frame, ("a", "b", "c"), "unique_id", "shop")[0].tolist()
+    [0, 1, 0]
+    """
+    native = nw.from_native(y, pass_through=True, eager_only=True)
+    if not isinstance(native, nw.DataFrame) or id_col not in native.columns:
+        raise DataError(
+            f"group={column!r} names a column of a long frame, and what came is none ({type(y).__name__}). "
+            "Fix: pass a long frame, or multivariate=True, which joins all series of any kind of input."
+        )
+    if column not in native.columns:
+        raise DataError(
+            f"no column {column!r}, which group= names: the columns are {shorten(native.columns, 12)}. "
+            "Fix: add it, or correct group=."
+        )
+    names, values = (y[c] if isinstance(y, pd.DataFrame) else pd.Index(native[c].to_list()) for c in (id_col, column))
+    if isinstance(values, pd.DataFrame):
+        raise DataError(f"column {column!r} occurs more than once. Fix: keep one of them.")
+    codes, found = factorize(names, id_col)
+    told, _ = factorize(values, column)
+    inside = np.flatnonzero((codes >= 0) & (told >= 0))
+    least, most = np.full(len(found), np.iinfo(np.int64).max), np.full(len(found), -1)
+    np.minimum.at(least, codes[inside], told[inside])
+    np.maximum.at(most, codes[inside], told[inside])
+    wanted = dict(zip(found, range(len(found)), strict=True))
+    rows = np.array([wanted[name] for name in ids], dtype=np.int64)
+    torn = rows[(most[rows] >= 0) & (least[rows] != most[rows])]
+    reason = f"column {column!r}, which group= names, has more than one value"
+    if len(torn) and not skip:
+        others = f" ({len(torn) - 1} more series too)" if len(torn) > 1 else ""
+        raise DataError(
+            f"series {found[torn[0]]!r}: {reason}{others}. Fix: give it one, or leave such series on their own with "
+            "on_bad='skip'."
+        )
+    alone = (most[rows] < 0) | np.isin(rows, torn)
+    own = np.where(alone, most.max(initial=0) + 1 + np.arange(len(rows)), most[rows])
+    groups = np.asarray(pd.factorize(own)[0], dtype=np.int64)
+    return groups, {found[row]: f"on its own: {reason}" for row in torn.tolist()}
+
+
 def factorize(values: Any, name: str) -> tuple[Int, list[Hashable]]:
     """Codes in the order of first appearance (-1 for a missing id) and the ids."""
     try:

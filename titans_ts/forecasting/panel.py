@@ -111,7 +111,8 @@ class Panel:
 
     `ends` and `phases` place the last row of each series on the clock, so the next timestamp is known without keeping
     any. `covariates` lie beside the rows, where there are any. `weights` `[N]` tell how much each series counts in what
-    all of them share; None: all alike.
+    all of them share; None: all alike. `groups` `[N]` tell which series are modelled jointly, those of one number;
+    None: each by itself.
     """
 
     values: Float
@@ -122,13 +123,14 @@ class Panel:
     clock: Clock
     covariates: Covariates | None = None
     weights: Float | None = None
+    groups: Int | None = None
 
     def __post_init__(self) -> None:
-        counts = self.ids if self.weights is None else self.weights
-        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases), len(counts)}
+        counts, codes = (self.ids if each is None else each for each in (self.weights, self.groups))
+        sizes = {len(self.ids), len(self.offsets) - 1, len(self.ends), len(self.phases), len(counts), len(codes)}
         if len(sizes) != 1 or self.offsets[0] != 0 or self.offsets[-1] != len(self.values):
             raise ValueError(
-                f"ids, offsets, ends, phases and weights disagree about the number of series or rows: {sizes}"
+                f"ids, offsets, ends, phases, weights and groups disagree about the number of series or rows: {sizes}"
             )
         beside = self.covariates
         if beside is not None and (len(beside.moving), len(beside.static)) != (len(self.values), len(self.ids)):
@@ -321,7 +323,9 @@ class Panel:
         ids = tuple(self.ids[row] for row in rows)
         beside = None if self.covariates is None else self.covariates.cut(kept, rows)
         weights = None if self.weights is None else self.weights[rows]
-        return Panel(self.values[kept], offsets_of(lengths), ids, ends, self.phases[rows], self.clock, beside, weights)
+        groups = None if self.groups is None else self.groups[rows]
+        offsets, phases = offsets_of(lengths), self.phases[rows]
+        return Panel(self.values[kept], offsets, ids, ends, phases, self.clock, beside, weights, groups)
 
 
 def future_times(clock: Clock, ends: Int, phases: Int, horizon: int) -> pd.Index:

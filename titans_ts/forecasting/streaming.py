@@ -81,6 +81,15 @@ class StreamingForecaster:
             "a forecaster with covariates has no compiled form (the calendar is one): go on with its update() and "
             "predict(), or fit without.",
         )
+        require(
+            forecaster.joint_ is None or not forecaster.joint_.speaks,
+            "a forecaster whose series are modelled jointly has no compiled form, for a forecast looks at several: "
+            "go on with its update() and predict(), or fit without group= and multivariate=.",
+        )
+        require(
+            not forecaster.voices_,
+            "an ensemble has no compiled form: go on with its update() and predict(), or fit with ensemble=1.",
+        )
         model, held = forecaster.model_, forecaster._known.state
         linear, profile = np.zeros((0, model.config.context * model.config.horizon)), np.zeros((1, 0))
         pull, known = np.zeros((1, 0)), np.array(forecaster.fading_.known, order="C")
