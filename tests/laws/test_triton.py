@@ -17,9 +17,10 @@ from laws.cases import CONFIGS, NETWORKS, assert_same, make_memory, make_state, 
 from laws.test_twin import LAYOUTS, assert_twins, differentiable
 from torch import Tensor
 
+from titans_ts.benchmark.gpu import AGREE, agreement_rows
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
-from titans_ts.core.ops.backends import OPS, rule_of
+from titans_ts.core.ops.backends import OPS, choose, rule_of
 from titans_ts.core.ops.contract import Rule, Tokens
 from titans_ts.core.ops.opaque import opaque
 from titans_ts.core.ops.reference import reference
@@ -157,11 +158,14 @@ def test_triton_refuses_what_its_kernels_do_not_cover():
         OPS["triton"](state, tokens, replace(rule_of(LINEAR), step_budget=0.5))
     with pytest.raises(ValueError, match=r"float32 throughout, and got torch.float32, torch.float64"):
         OPS["triton"](state, tokens._replace(keys=tokens.keys.float()), rule_of(LINEAR))
-    large = replace(DEEP, dim=64, heads=1, expansion=4, chunk=64)
+    large = replace(DEEP, dim=128, heads=1, expansion=1, chunk=64)
     with pytest.raises(
-        ValueError, match=r"at most 32768 numbers on chip; .* are 69632 here \(heads 64 wide, chunk=64\)"
+        ValueError, match=r"at most 32768 numbers on chip; .* are 45056 here \(heads 128 wide, chunk=64\)"
     ):
         OPS["triton"](make_state(large, 1), make_tokens(large, 1, 64), rule_of(large))
+    deep = replace(DEEP, dim=64, heads=1, expansion=33, chunk=16)
+    with pytest.raises(ValueError, match=r"at most 64 slices of 32, and this one is 2112 wide"):
+        OPS["triton"](make_state(deep, 1), make_tokens(deep, 1, 2), rule_of(deep))
 
 
 COMPILE = """
@@ -169,28 +173,34 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from titans_ts.core.ops import triton_cuda
+from titans_ts.core.ops import triton_cuda, triton_deep
 
-for flags in ({form}):
-    kernel = triton_cuda.{kernel}
-    sizes = dict(C=16, K=16, J=16, WIDTH=8, HIDDEN=16, CAP=4.0, CAP_1=4.0, CAP_2=4.0, GATES=2)
-    switches = ("EXACT", "CAPPED", "ANCHORED", "RESIDUAL", "STIFF", "MOVING", "SAVING")
+for flags, split in ({form}):
+    kernel = getattr(triton_cuda, "{kernel}", None) or triton_deep.{kernel}
+    sizes = dict(C=16, K=16, J=16, WIDTH=8, HIDDEN=16 * split, CAP=4.0, CAP_1=4.0, CAP_2=4.0, GATES=2, SPLIT=split)
+    sizes |= dict(PARTS=split, ROWS=8, WIDE=32)
+    switches = ("EXACT", "CAPPED", "ANCHORED", "RESIDUAL", "STIFF", "MOVING", "SAVING", "MASKED")
     values = {{**sizes, **dict(zip(switches, flags))}}
-    kinds = {{name: "constexpr" if name in values else "i32" if name in ("chunks", "rows", "size") else "*fp32"
+    kinds = {{name: "constexpr" if name in values else "i32" if name in ("first", "chunks", "rows", "size") else "*fp32"
              for name in kernel.arg_names}}
+    if split > 1:
+        kinds |= {{name: "*i32" for name in ("sums", "lines", "norms", "again", "caps") if name in kinds}}
     given = {{(i,): values[name] for i, name in enumerate(kernel.arg_names) if name in values}}
     source = ASTSource(kernel, kinds, given)
     options = {{"num_warps": triton_cuda.WARPS}}
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 """
+KERNELS = [
+    "linear_forward", "linear_backward", "deep_forward", "deep_backward", "recurrences_forward", "recurrences_backward",
+]  # fmt: skip
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: run `make test-triton`")
-@pytest.mark.parametrize("kernel", ["linear_forward", "linear_backward", "hidden_forward"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_kernels_compile_for_a_gpu(kernel):
     """The interpreter takes more than the compiler does, and the compiler needs no GPU."""
-    exact, frozen = (True, True, False, False, False, True, True), (False, False, True, True, True, False, True)
-    program = COMPILE.format(kernel=kernel, form=f"{exact}, {frozen}")
+    exact, frozen = (True, True, False, False, False, True, True, True), (False, False, True, True, True, False, True)
+    program = COMPILE.format(kernel=kernel, form=f"({exact}, 1), ({(*frozen, False)}, 4)")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=compiled())
     assert ran.returncode == 0, ran.stderr
 
@@ -219,7 +229,16 @@ def test_triton_waits_until_it_is_asked_for():
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def assert_single_twins(config: MemoryConfig, device: str, rows: int, time: int) -> None:
+def assert_single_twins(
+    config: MemoryConfig,
+    device: str,
+    rows: int,
+    time: int,
+    *,
+    op: str = "triton",
+    offset: int = 0,
+    weight_cap: float | None = None,
+) -> None:
     """In single precision on the device the op is the reference in double precision, gradients included."""
 
     def single(leaf: Tensor) -> Tensor:
@@ -227,10 +246,15 @@ def assert_single_twins(config: MemoryConfig, device: str, rows: int, time: int)
         return moved.float().requires_grad_(leaf.requires_grad) if leaf.is_floating_point() else moved
 
     state, tokens = make_state(config, rows, grad=True), make_tokens(config, rows, time, grad=True)
+    rule = rule_of(config)
+    if offset:
+        state = anchored(state)._replace(offset=torch.full((rows,), offset))
+    if weight_cap is not None:
+        rule = replace(rule, weight_cap=weight_cap)
     cast = map_state(single, state), Tokens(*map_state(single, tuple(tokens[:6])))
     results = []
-    for op, given in (("triton", cast), ("reference", (state, tokens))):
-        reads, end = OPS[op](*given, rule_of(config))
+    for name, given in ((op, cast), ("reference", (state, tokens))):
+        reads, end = OPS[name](*given, rule)
         torch.manual_seed(1)
         moving = [leaf for leaf in leaves((reads, end)) if leaf.requires_grad]
         loss = torch.stack([(leaf * torch.randn(leaf.shape).to(leaf)).sum() for leaf in moving]).sum()
@@ -250,6 +274,68 @@ def test_triton_is_the_reference_in_single_precision(config):
 @pytest.mark.parametrize("config", FULL, ids=name_of)
 def test_triton_on_a_gpu_is_the_reference(config, heads):
     assert_single_twins(replace(config, dim=64, heads=heads, expansion=4, chunk=32), "cuda", 3, 150)
+
+
+# Hidden layers that are cut into slices: those of the paper's sizes, in parts of a chunk too, and rows and heads that
+# do not all run at once.
+CUT = {
+    "one slice": (MemoryConfig(dim=32, heads=2, depth=2, chunk=16), 2, 50),
+    "170m": (MemoryConfig(dim=192, heads=4, depth=2, chunk=16, layer_gates=True), 2, 70),
+    "340m": (MemoryConfig(dim=512, heads=8, depth=2, chunk=16), 1, 134),
+    "340m, rows one after the other": (MemoryConfig(dim=512, heads=8, depth=2, chunk=16), 3, 22),
+    "no momentum": (MemoryConfig(dim=128, heads=2, depth=2, chunk=16, momentum=False), 2, 36),
+    "no forgetting": (MemoryConfig(dim=128, heads=2, depth=2, chunk=16, forgetting=False), 2, 36),
+}
+
+
+@on_a_gpu
+@pytest.mark.parametrize("case", CUT)
+def test_triton_on_a_gpu_is_the_reference_where_the_hidden_layer_is_cut(case):
+    config, rows, time = CUT[case]
+    assert_single_twins(config, "cuda", rows, time)
+
+
+@on_a_gpu
+def test_triton_on_a_gpu_is_the_reference_inside_a_chunk_and_where_the_cap_bites():
+    config = MemoryConfig(dim=128, heads=2, depth=2, chunk=16)
+    assert_single_twins(config, "cuda", 2, 70, offset=5, weight_cap=0.5)
+
+
+@on_a_gpu
+def test_a_memory_on_a_gpu_is_that_on_the_cpu_to_one_in_ten_thousand_with_its_gradient():
+    for row in agreement_rows(torch.device("cuda"), lambda line: None, forecaster=False):
+        assert row["output"] <= AGREE, row
+        assert row["gradient"] <= AGREE, row
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("depth", "op"), [(1, "exact_linear"), (2, "chunked"), (3, "chunked")])
+def test_the_plain_ops_on_a_gpu_are_the_reference(depth, op):
+    config = MemoryConfig(dim=32, heads=2, depth=depth, chunk=16)
+    assert_single_twins(config, "cuda", 2, 50, op=op)
+
+
+@on_a_gpu
+def test_on_a_gpu_the_kernels_are_chosen_where_they_cover_the_memory():
+    like = torch.zeros(1, device="cuda")
+    assert choose(MemoryConfig(depth=2), like) == "triton"
+    assert choose(MemoryConfig(depth=2), like.double()) == "chunked"
+    assert choose(MemoryConfig(depth=2, residual=True), like) == "chunked"
+    assert choose(MemoryConfig(depth=3), like) == "chunked"
+    assert choose(MemoryConfig(depth=2, op="chunked"), like) == "chunked"
+
+
+@on_a_gpu
+def test_a_memory_on_a_gpu_waits_for_nothing():
+    """Whoever asks the device for a number waits for all that it still has to do; a graph cannot be captured then."""
+    memory = NeuralMemory(MemoryConfig(dim=128, heads=2, depth=2, chunk=16, persistent=4)).cuda()
+    x = torch.randn(2, 70, 128, device="cuda")
+    memory(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        memory(x)[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @on_a_gpu
