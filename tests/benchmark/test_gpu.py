@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 from titans_ts.benchmark import gpu
 from titans_ts.benchmark.tables import TABLES
 from titans_ts.cli import app
+from titans_ts.forecasting.forecaster import TitansForecaster
+from titans_ts.forecasting.training import TrainConfig
 from titans_ts.models.config import VARIANTS
 
 CPU = torch.device("cpu")
@@ -28,6 +31,16 @@ def test_without_a_device_the_error_says_what_is_needed(tmp_path):
     ran = CliRunner().invoke(app, ["benchmark", "gpu", "--out", str(tmp_path)])
     assert isinstance(ran.exception, ValueError)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_forecaster_is_fitted_on_the_device_and_forecasts_there_what_it_does_on_the_cpu():
+    assert gpu.forecaster_agreement(torch.device("cuda")) <= gpu.AGREE
+    forecaster = TitansForecaster(horizon=12, train=TrainConfig(linear=False, steps=5))
+    forecasts = forecaster.fit(
+        np.sin(np.arange(300.0))[:, None] + np.random.default_rng(0).normal(size=(300, 2))
+    ).predict()
+    assert np.isfinite(forecasts).all()
 
 
 def test_the_transformer_is_causal():

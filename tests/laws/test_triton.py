@@ -4,12 +4,14 @@
 same kernels are compiled and run in float32. Where there is neither, what needs one is skipped.
 """
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +22,11 @@ from torch import Tensor
 from titans_ts.benchmark.gpu import AGREE, agreement_rows
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
-from titans_ts.core.ops.backends import OPS, choose, rule_of
+from titans_ts.core.ops.backends import OPS, rule_of
 from titans_ts.core.ops.contract import Rule, Tokens
 from titans_ts.core.ops.opaque import opaque
 from titans_ts.core.ops.reference import reference
+from titans_ts.core.ops.sizes import Cut
 from titans_ts.core.state import MemoryState, leaves, map_state
 
 INTERPRETED = find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
@@ -251,7 +254,7 @@ def assert_single_twins(
         state = anchored(state)._replace(offset=torch.full((rows,), offset))
     if weight_cap is not None:
         rule = replace(rule, weight_cap=weight_cap)
-    cast = map_state(single, state), Tokens(*map_state(single, tuple(tokens[:6])))
+    cast = map_state(single, state), Tokens(*(None if part is None else single(part) for part in tokens))
     results = []
     for name, given in ((op, cast), ("reference", (state, tokens))):
         reads, end = OPS[name](*given, rule)
@@ -267,6 +270,47 @@ def assert_single_twins(
 @pytest.mark.parametrize("config", FULL, ids=name_of)
 def test_triton_is_the_reference_in_single_precision(config):
     assert_single_twins(replace(config, dim=40, heads=2, expansion=2, chunk=16), "cpu", 1, 50)
+
+
+def side_by_side(kernel: Any, warps: int, cut: Cut, rows: int, device: torch.device, *given: Any, **sizes: Any) -> None:
+    """`launched` for the interpreter, every program in a process of its own, over memory that all of them see."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    *before, chunks, size = given
+    for leaf in before:
+        leaf.untyped_storage().share_memory_()
+    programs = rows * cut.split
+
+    def run(program: int) -> None:
+        dim, place = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
+        interpreter_builder.set_grid_dim = lambda *_: dim(programs, 1, 1)
+        interpreter_builder.set_grid_idx = lambda *_: place(program, 0, 0)
+        kernel[(1,)](*before, 0, chunks, rows, size, SPLIT=cut.split, PARTS=cut.parts, **sizes)
+
+    crew = [multiprocessing.get_context("fork").Process(target=run, args=(program,)) for program in range(programs)]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join()
+    assert not any(each.exitcode for each in crew)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layer_gates": True}, {"momentum": False}, {"residual": True}, {"offset": 5}, {"weight_cap": 0.5}],
+    ids=str,
+)
+def test_programs_that_wait_for_each_other_are_the_reference(changes, monkeypatch):
+    """Three slices of 16 hidden units: a sum over the slices takes what two other programs leave."""
+    from titans_ts.core.ops import triton_cuda
+
+    monkeypatch.setattr(triton_cuda, "cut_here", lambda width, hidden: Cut(16, 3, 4))
+    monkeypatch.setattr(triton_cuda, "launched", side_by_side)
+    single = {name: changes[name] for name in ("offset", "weight_cap") if name in changes}
+    config = MemoryConfig(dim=8, heads=1, depth=2, expansion=6, chunk=8)
+    config = replace(config, **{name: value for name, value in changes.items() if name not in single})
+    assert_single_twins(config, "cpu", 1, 19, **single)
 
 
 @on_a_gpu
@@ -316,19 +360,10 @@ def test_the_plain_ops_on_a_gpu_are_the_reference(depth, op):
 
 
 @on_a_gpu
-def test_on_a_gpu_the_kernels_are_chosen_where_they_cover_the_memory():
-    like = torch.zeros(1, device="cuda")
-    assert choose(MemoryConfig(depth=2), like) == "triton"
-    assert choose(MemoryConfig(depth=2), like.double()) == "chunked"
-    assert choose(MemoryConfig(depth=2, residual=True), like) == "chunked"
-    assert choose(MemoryConfig(depth=3), like) == "chunked"
-    assert choose(MemoryConfig(depth=2, op="chunked"), like) == "chunked"
-
-
-@on_a_gpu
-def test_a_memory_on_a_gpu_waits_for_nothing():
+@pytest.mark.parametrize("op", ["chunked", "triton"])
+def test_a_memory_on_a_gpu_waits_for_nothing(op):
     """Whoever asks the device for a number waits for all that it still has to do; a graph cannot be captured then."""
-    memory = NeuralMemory(MemoryConfig(dim=128, heads=2, depth=2, chunk=16, persistent=4)).cuda()
+    memory = NeuralMemory(MemoryConfig(dim=128, heads=2, depth=2, chunk=16, persistent=4, op=op)).cuda()
     x = torch.randn(2, 70, 128, device="cuda")
     memory(x)
     torch.cuda.set_sync_debug_mode("error")

@@ -166,7 +166,7 @@ class NeuralMemory(nn.Module):
                 observed=observed,
                 lengths=lengths,
             )
-            name, rule = choose(self.config, state.spent), rule_of(self.config)
+            name, rule = choose(self.config), rule_of(self.config)
             if torch.compiler.is_compiling():
                 read, state = opaque(name, state, tokens, rule)
             else:

@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
 from ..config import MemoryConfig
@@ -11,7 +10,6 @@ from .chunked import chunked
 from .contract import Op, Rule, Tokens
 from .exact_linear import exact_linear
 from .reference import reference
-from .sizes import covers
 
 
 def numba(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -53,35 +51,18 @@ OPS: dict[str, Op] = {
 }
 
 
-def choose(config: MemoryConfig, like: Tensor | None = None) -> str:
-    """The name of the op that runs a memory whose state is as `like`: the configured one, else the fastest that has
-    gradients.
+def choose(config: MemoryConfig) -> str:
+    """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
 
-    On CUDA devices that are the kernels ("triton"), in float32 and where they cover the memory and its gradient.
-    "numba" is never chosen by itself: it has no gradients, and its first call compiles for seconds.
+    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": as its
+    kernels are now, they have not been held to the reference on a GPU.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')
     """
     if config.op != "auto":
         return config.op
-    if like is not None and like.device.type == "cuda" and like.dtype == torch.float32 and kernels_cover(config):
-        return "triton"
     return "exact_linear" if config.exact else "chunked"
-
-
-def kernels_cover(config: MemoryConfig) -> bool:
-    """Whether Triton is there, and kernels for this memory and its gradient: of one or two layers, and not residual.
-
-    >>> kernels_cover(MemoryConfig(depth=3)), kernels_cover(MemoryConfig(depth=2, residual=True))
-    (False, False)
-    """
-    hidden = config.head_dim * (config.expansion if config.depth > 1 else 1)
-    return (
-        not config.residual
-        and covers(config.depth, config.head_dim, hidden, config.chunk)
-        and find_spec("triton") is not None
-    )
 
 
 def rule_of(config: MemoryConfig) -> Rule:

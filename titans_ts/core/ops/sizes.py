@@ -1,4 +1,4 @@
-"""What the kernels for CUDA devices keep on chip; here, where Triton is not needed to know it."""
+"""What the kernels for CUDA devices keep on chip, and how they cut a hidden layer for it."""
 
 from typing import NamedTuple
 
@@ -47,14 +47,3 @@ def on_chip(layers: int, width: int, hidden: int, chunk: int) -> int:
     wide, tile = padded(width), padded(chunk)
     across = cut_of(width, hidden).width if layers > 1 else wide
     return 2 * layers * wide * across + tile * tile + 4 * tile * wide
-
-
-def covers(layers: int, width: int, hidden: int, chunk: int) -> bool:
-    """Whether there are kernels for such a memory.
-
-    >>> covers(2, 64, 256, 16), covers(1, 256, 256, 16), covers(3, 16, 64, 16)
-    (True, False, False)
-    """
-    if layers > 2 or on_chip(layers, width, hidden, chunk) > ON_CHIP:
-        return False
-    return layers == 1 or cut_of(width, hidden).split <= SLICES

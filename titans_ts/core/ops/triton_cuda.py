@@ -2,9 +2,9 @@
 chunks, weights and momentum in its registers from the first token to the last.
 
 What is cheap or the business of clocks stays in torch and is that of `chunked`: cutting at the clocks, caps and budgets
-before the first chunk, and the scalars of the recurrences (`coefficients`: some small launches a token of the chunk,
-for all chunks at once). The kernels are `dual.whole_chunks`: all chunks in one launch where the rows agree on their
-clocks and lengths, and otherwise a launch a chunk.
+before the first chunk. The scalars of the recurrences (`coefficients`) are a small kernel for all chunks at once. The
+others are `dual.whole_chunks`: all chunks in one launch where the rows agree on their clocks and lengths, and otherwise
+a launch a chunk.
 
 A chunk of C tokens, every token's keep, carry, theta and last row of mix and trail a column [C 1], mix [C C]; k, v, q,
 y [C K]; W, S [K K]. Linear memory:
@@ -26,8 +26,11 @@ all chunks: its forward pass leaves nothing, and the backward pass computes the 
 queries read has no order, and its gradient is `dual`'s products over all chunks at once. A residual memory is computed
 once more by `dual` altogether.
 
-Products are sums of three products of tensor cores with 11 bits each (`input_precision="tf32x3"`), as good as float32.
-Sizes are padded to powers of two from 16 on, and what is padded is zero.
+Products are sums of three products of tensor cores with 11 bits each (`input_precision="tf32x3"`), about as good as
+float32. Sizes are padded to powers of two from 16 on, and what is padded is zero.
+
+On a GPU they ran once, before a fault in how programs wait for each other was found (RESULTS.md, "On a GPU"); with its
+correction they are checked in the interpreter, and compiled.
 
 B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, J hidden, G gate.
 """

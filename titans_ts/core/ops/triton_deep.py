@@ -99,13 +99,12 @@ def read(x, keys, error, weight, push, keep, carry, mix, MOVING: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def updated(left, right, weight, push, keep, carry, mix, fade, trail, MOVING: tl.constexpr):
-    """Weights and momentum of one layer behind the chunk: less `left^T right`, by the gates of its last token."""
-    left = tl.trans(left)
-    moved = keep * weight - product(left, right * mix[:, None])
+def updated(keys, error, weight, push, keep, carry, mix, fade, trail, MOVING: tl.constexpr):
+    """Weights and momentum of one layer behind the chunk; the gates are those of its last token."""
+    moved = keep * weight - product(tl.trans(keys * mix[:, None]), error)
     if MOVING:
         moved += carry * push
-        push = fade * push - product(left, right * trail[:, None])
+        push = fade * push - product(tl.trans(keys * trail[:, None]), error)
     return moved, push
 
 
@@ -134,7 +133,11 @@ def parts_at(place, mask):
 def tiles_of(sums, step, row, rows, SPLIT: tl.constexpr, PARTS: tl.constexpr, C: tl.constexpr, K: tl.constexpr):
     """The sum over the slices of a [C K] tile."""
     p, c, k = tl.arange(0, PARTS), tl.arange(0, C), tl.arange(0, K)
-    place = ((step * rows + row) * SPLIT + p)[:, None, None] * (C * K) + c[None, :, None] * K + k[None, None, :]
+    place = (
+        ((row.to(tl.int64) + step * rows) * SPLIT + p)[:, None, None] * (C * K)
+        + c[None, :, None] * K
+        + k[None, None, :]
+    )
     return tl.sum(parts_at(sums + place, (p < SPLIT)[:, None, None]), 0)
 
 
@@ -143,7 +146,7 @@ def tiles_of(sums, step, row, rows, SPLIT: tl.constexpr, PARTS: tl.constexpr, C:
 def lines_of(sums, step, row, rows, SPLIT: tl.constexpr, PARTS: tl.constexpr, C: tl.constexpr):
     """The sum over the slices of C numbers."""
     p, c = tl.arange(0, PARTS), tl.arange(0, C)
-    place = ((step * rows + row) * SPLIT + p)[:, None] * C + c[None, :]
+    place = ((row.to(tl.int64) + step * rows) * SPLIT + p)[:, None] * C + c[None, :]
     return tl.sum(parts_at(sums + place, (p < SPLIT)[:, None]), 0)
 
 
@@ -180,17 +183,16 @@ def deep_forward(
     inside, wide, deep = c < size, (k < WIDTH)[None, :], j < HIDDEN
     token, is_token = c[:, None] * WIDTH + k[None, :], inside[:, None] & wide
     spot, is_spot = c[:, None] * HIDDEN + j[None, :], inside[:, None] & deep[None, :]
-    # The matrices of both layers as [J K], the first transposed: then all of them lie alike in the registers.
-    inner_cell = deep[:, None] & wide
-    in_1, in_2 = k[None, :] * HIDDEN + j[:, None], j[:, None] * WIDTH + k[None, :]
+    in_1, is_1 = k[:, None] * HIDDEN + j[None, :], (k < WIDTH)[:, None] & deep[None, :]
+    in_2, is_2 = j[:, None] * WIDTH + k[None, :], deep[:, None] & wide
     tile, every = c[:, None] * K + k[None, :], (c[:, None] >= 0) & (k[None, :] >= 0)
     mine = row.to(tl.int64) * WIDTH * HIDDEN
-    weight_1 = tl.load(weights_1 + mine + in_1, mask=inner_cell, other=0.0)
-    weight_2 = tl.load(weights_2 + mine + in_2, mask=inner_cell, other=0.0)
+    weight_1 = tl.load(weights_1 + mine + in_1, mask=is_1, other=0.0)
+    weight_2 = tl.load(weights_2 + mine + in_2, mask=is_2, other=0.0)
     push_1, push_2 = weight_1, weight_2
     if MOVING:
-        push_1 = tl.load(momentum_1 + mine + in_1, mask=inner_cell, other=0.0)
-        push_2 = tl.load(momentum_2 + mine + in_2, mask=inner_cell, other=0.0)
+        push_1 = tl.load(momentum_1 + mine + in_1, mask=is_1, other=0.0)
+        push_2 = tl.load(momentum_2 + mine + in_2, mask=is_2, other=0.0)
     for n in range(chunks):
         here = row.to(tl.int64) + n * rows
         # where the gates of the second layer lie: its own, or the only one's
@@ -222,34 +224,34 @@ def deep_forward(
         base_1, base_2 = weight_1, weight_2
         if ANCHORED:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
             if n == 0:
-                base_1 = tl.load(anchor_1 + mine + in_1, mask=inner_cell, other=0.0)
-                base_2 = tl.load(anchor_2 + mine + in_2, mask=inner_cell, other=0.0)
-        hidden = product(key, tl.trans(base_1))
+                base_1 = tl.load(anchor_1 + mine + in_1, mask=is_1, other=0.0)
+                base_2 = tl.load(anchor_2 + mine + in_2, mask=is_2, other=0.0)
+        hidden = product(key, base_1)
         inner = gelu(hidden)
         out = product(inner, base_2)
         if SPLIT > 1:
             give(out, sums + place * (C * K) + tile, every)
         if n == chunks - 1:
-            tl.store(start_1 + mine + in_1, base_1, mask=inner_cell)
-            tl.store(start_2 + mine + in_2, base_2, mask=inner_cell)
+            tl.store(start_1 + mine + in_1, base_1, mask=is_1)
+            tl.store(start_2 + mine + in_2, base_2, mask=is_2)
         slope = gelu_slope(hidden)
         # What does not hang on the sum is done while it is on its way.
         if SAVING:
             at_state = here * WIDTH * HIDDEN
-            tl.store(kept_1 + at_state + in_1, weight_1, mask=inner_cell)
-            tl.store(kept_2 + at_state + in_2, weight_2, mask=inner_cell)
+            tl.store(kept_1 + at_state + in_1, weight_1, mask=is_1)
+            tl.store(kept_2 + at_state + in_2, weight_2, mask=is_2)
             if MOVING:
-                tl.store(kept_push_1 + at_state + in_1, push_1, mask=inner_cell)
-                tl.store(kept_push_2 + at_state + in_2, push_2, mask=inner_cell)
+                tl.store(kept_push_1 + at_state + in_1, push_1, mask=is_1)
+                tl.store(kept_push_2 + at_state + in_2, push_2, mask=is_2)
             tl.store(hiddens + here * size * HIDDEN + spot, hidden, mask=is_spot)
         else:
             query = tl.load(queries + at_token, mask=is_token, other=0.0)
-            asked = keep_c[:, None] * product(query, tl.trans(weight_1))
+            asked = keep_c[:, None] * product(query, weight_1)
             if MOVING:
-                asked += carry_c[:, None] * product(query, tl.trans(push_1))
+                asked += carry_c[:, None] * product(query, push_1)
             scores = product(query, tl.trans(key)) * mix_c
         if SPLIT > 1:
-            out = tiles_of(sums, n.to(tl.int64), row, rows, SPLIT, PARTS, C, K)
+            out = tiles_of(sums, n, row, rows, SPLIT, PARTS, C, K)
         delta_2 = output_delta(out, key, value, wide, WIDTH, RESIDUAL)
         pull = product(delta_2, tl.trans(base_2))
         delta_1 = pull * slope
@@ -262,7 +264,7 @@ def deep_forward(
             whole = tl.sum(key * key, 1) * tl.sum(delta_1 * delta_1, 1) + tl.sum(inner * inner, 1) * square
             if SPLIT > 1:
                 give(whole, lines + place * C + c, c >= 0)
-                whole = lines_of(lines, n.to(tl.int64), row, rows, SPLIT, PARTS, C)
+                whole = lines_of(lines, n, row, rows, SPLIT, PARTS, C)
             quotient = whole / (square + 1e-12)
             stiffness = tl.maximum(quotient, 1.0)
             theta_1 /= stiffness
@@ -275,7 +277,7 @@ def deep_forward(
                 tl.store(thetas + there * size + c, theta_2, mask=inside)
         error_1, error_2 = theta_1[:, None] * delta_1, theta_2[:, None] * delta_2
 
-        next_1, next_push_1 = updated(error_1, key, weight_1, push_1, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING)
+        next_1, next_push_1 = updated(key, error_1, weight_1, push_1, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING)
         if GATES > 1:
             keep_c, carry_c, mix_c, keep_n, carry_n, mix_n, fade_n, trail_n = gates_at(
                 keep, carry, mix, fade, trail, there, size, C, MOVING
@@ -289,11 +291,11 @@ def deep_forward(
             y = read(asked, inner, error_2, weight_2, push_2, keep_c, carry_c, mix_c, MOVING)
             tl.store(reads + part * chunks * rows * size * WIDTH + at_token, y, mask=is_token)
         weight_1, push_1, weight_2, push_2 = next_1, next_push_1, next_2, next_push_2
-    tl.store(moved_1 + mine + in_1, weight_1, mask=inner_cell)
-    tl.store(moved_2 + mine + in_2, weight_2, mask=inner_cell)
+    tl.store(moved_1 + mine + in_1, weight_1, mask=is_1)
+    tl.store(moved_2 + mine + in_2, weight_2, mask=is_2)
     if MOVING:
-        tl.store(pushed_1 + mine + in_1, push_1, mask=inner_cell)
-        tl.store(pushed_2 + mine + in_2, push_2, mask=inner_cell)
+        tl.store(pushed_1 + mine + in_1, push_1, mask=is_1)
+        tl.store(pushed_2 + mine + in_2, push_2, mask=is_2)
 
 
 @triton.jit(do_not_specialize=["first", "chunks", "rows", "size"])
@@ -322,17 +324,16 @@ def deep_backward(
     inside, wide, deep = c < size, (k < WIDTH)[None, :], j < HIDDEN
     token, is_token = c[:, None] * WIDTH + k[None, :], inside[:, None] & wide
     spot, is_spot = c[:, None] * HIDDEN + j[None, :], inside[:, None] & deep[None, :]
-    # The matrices of both layers as [J K], the first transposed: then all of them lie alike in the registers.
-    inner_cell = deep[:, None] & wide
-    in_1, in_2 = k[None, :] * HIDDEN + j[:, None], j[:, None] * WIDTH + k[None, :]
+    in_1, is_1 = k[:, None] * HIDDEN + j[None, :], (k < WIDTH)[:, None] & deep[None, :]
+    in_2, is_2 = j[:, None] * WIDTH + k[None, :], deep[:, None] & wide
     tile, every = c[:, None] * K + k[None, :], (c[:, None] >= 0) & (k[None, :] >= 0)
     mine = row.to(tl.int64) * WIDTH * HIDDEN
-    d_weight_1 = tl.load(d_moved_1 + mine + in_1, mask=inner_cell, other=0.0)
-    d_weight_2 = tl.load(d_moved_2 + mine + in_2, mask=inner_cell, other=0.0)
+    d_weight_1 = tl.load(d_moved_1 + mine + in_1, mask=is_1, other=0.0)
+    d_weight_2 = tl.load(d_moved_2 + mine + in_2, mask=is_2, other=0.0)
     d_push_1, d_push_2 = d_weight_1, d_weight_2
     if MOVING:
-        d_push_1 = tl.load(d_pushed_1 + mine + in_1, mask=inner_cell, other=0.0)
-        d_push_2 = tl.load(d_pushed_2 + mine + in_2, mask=inner_cell, other=0.0)
+        d_push_1 = tl.load(d_pushed_1 + mine + in_1, mask=is_1, other=0.0)
+        d_push_2 = tl.load(d_pushed_2 + mine + in_2, mask=is_2, other=0.0)
     for back in range(chunks):
         n = chunks - 1 - back
         here = row.to(tl.int64) + n * rows
@@ -343,8 +344,8 @@ def deep_backward(
         theirs = ours + chunks * rows
         last = here * size + size - 1
         last_2 = there * size + size - 1
-        weight_1 = tl.load(kept_1 + at_state + in_1, mask=inner_cell, other=0.0)
-        weight_2 = tl.load(kept_2 + at_state + in_2, mask=inner_cell, other=0.0)
+        weight_1 = tl.load(kept_1 + at_state + in_1, mask=is_1, other=0.0)
+        weight_2 = tl.load(kept_2 + at_state + in_2, mask=is_2, other=0.0)
         key = tl.load(keys + at_token, mask=is_token, other=0.0)
         hidden = tl.load(hiddens + at_spot, mask=is_spot, other=0.0)
         pull = tl.load(pulls + at_spot, mask=is_spot, other=0.0)
@@ -360,12 +361,12 @@ def deep_backward(
 
         # The updates: W <- keep W + carry S - (x * mix)^T e, and S <- fade S - (x * trail)^T e.
         d_error_1 = tl.load(read_errors_1 + at_spot, mask=is_spot, other=0.0)
-        d_error_1 -= product(key * mix_1[:, None], tl.trans(d_weight_1))
+        d_error_1 -= product(key * mix_1[:, None], d_weight_1)
         d_error_2 = -product(inner * mix_2[:, None], d_weight_2)
         if MOVING:
             trail_1 = tl.load(trail + here * size + c, mask=inside, other=0.0)
             trail_2 = tl.load(trail + there * size + c, mask=inside, other=0.0)
-            d_error_1 -= product(key * trail_1[:, None], tl.trans(d_push_1))
+            d_error_1 -= product(key * trail_1[:, None], d_push_1)
             d_error_2 -= product(inner * trail_2[:, None], d_push_2)
         d_theta_1 = tl.sum(d_error_1 * delta_1, 1)
         inner_square = tl.sum(inner * inner, 1)
@@ -373,23 +374,23 @@ def deep_backward(
             give(d_error_2, sums + place * (C * K) + tile, every)
             give(d_theta_1, lines + place * C + c, c >= 0)
             give(inner_square, lines + (chunks * rows * SPLIT + place) * C + c, c >= 0)
-        pair = product(error_1, d_weight_1)
+        pair = product(error_1, tl.trans(d_weight_1))
         d_key = -pair * mix_1[:, None]
         tl.store(d_mix + ours * size + c, -tl.sum(pair * key, 1), mask=inside)
         d_inner = tl.load(read_inners + at_spot, mask=is_spot, other=0.0)
         pair = product(error_2, tl.trans(d_weight_2))
         d_inner -= pair * mix_2[:, None]
         tl.store(d_mix + theirs * size + c, -tl.sum(pair * inner, 1), mask=inside)
-        tl.store(d_sums + (ours * 3) * WIDTH + k, tl.sum(d_weight_1 * weight_1, 0), mask=k < WIDTH)
+        tl.store(d_sums + (ours * 3) * WIDTH + k, tl.sum(d_weight_1 * weight_1, 1), mask=k < WIDTH)
         tl.store(d_sums + (theirs * 3) * WIDTH + k, tl.sum(d_weight_2 * weight_2, 0), mask=k < WIDTH)
         if MOVING:
-            push_1 = tl.load(kept_push_1 + at_state + in_1, mask=inner_cell, other=0.0)
-            push_2 = tl.load(kept_push_2 + at_state + in_2, mask=inner_cell, other=0.0)
-            tl.store(d_sums + (ours * 3 + 1) * WIDTH + k, tl.sum(d_weight_1 * push_1, 0), mask=k < WIDTH)
+            push_1 = tl.load(kept_push_1 + at_state + in_1, mask=is_1, other=0.0)
+            push_2 = tl.load(kept_push_2 + at_state + in_2, mask=is_2, other=0.0)
+            tl.store(d_sums + (ours * 3 + 1) * WIDTH + k, tl.sum(d_weight_1 * push_1, 1), mask=k < WIDTH)
             tl.store(d_sums + (theirs * 3 + 1) * WIDTH + k, tl.sum(d_weight_2 * push_2, 0), mask=k < WIDTH)
-            tl.store(d_sums + (ours * 3 + 2) * WIDTH + k, tl.sum(d_push_1 * push_1, 0), mask=k < WIDTH)
+            tl.store(d_sums + (ours * 3 + 2) * WIDTH + k, tl.sum(d_push_1 * push_1, 1), mask=k < WIDTH)
             tl.store(d_sums + (theirs * 3 + 2) * WIDTH + k, tl.sum(d_push_2 * push_2, 0), mask=k < WIDTH)
-            pair = product(error_1, d_push_1)
+            pair = product(error_1, tl.trans(d_push_1))
             d_key -= pair * trail_1[:, None]
             tl.store(d_trail + ours * size + c, -tl.sum(pair * key, 1), mask=inside)
             pair = product(error_2, tl.trans(d_push_2))
@@ -397,14 +398,14 @@ def deep_backward(
             tl.store(d_trail + theirs * size + c, -tl.sum(pair * inner, 1), mask=inside)
             d_push_1 = tl.load(fade + here) * d_push_1 + tl.load(carry + last) * d_weight_1
             d_push_2 = tl.load(fade + there) * d_push_2 + tl.load(carry + last_2) * d_weight_2
-            d_push_1 += tl.load(read_push_1 + at_state + in_1, mask=inner_cell, other=0.0)
-            d_push_2 += tl.load(read_push_2 + at_state + in_2, mask=inner_cell, other=0.0)
-        d_weight_1 = keep_1 * d_weight_1 + tl.load(read_1 + at_state + in_1, mask=inner_cell, other=0.0)
-        d_weight_2 = keep_2 * d_weight_2 + tl.load(read_2 + at_state + in_2, mask=inner_cell, other=0.0)
+            d_push_1 += tl.load(read_push_1 + at_state + in_1, mask=is_1, other=0.0)
+            d_push_2 += tl.load(read_push_2 + at_state + in_2, mask=is_2, other=0.0)
+        d_weight_1 = keep_1 * d_weight_1 + tl.load(read_1 + at_state + in_1, mask=is_1, other=0.0)
+        d_weight_2 = keep_2 * d_weight_2 + tl.load(read_2 + at_state + in_2, mask=is_2, other=0.0)
         if SPLIT > 1:
-            d_error_2 = tiles_of(sums, n.to(tl.int64), row, rows, SPLIT, PARTS, C, K)
-            d_theta_1 = lines_of(lines, n.to(tl.int64), row, rows, SPLIT, PARTS, C)
-            inner_square = lines_of(lines, (chunks + n).to(tl.int64), row, rows, SPLIT, PARTS, C)
+            d_error_2 = tiles_of(sums, n, row, rows, SPLIT, PARTS, C, K)
+            d_theta_1 = lines_of(lines, n, row, rows, SPLIT, PARTS, C)
+            inner_square = lines_of(lines, chunks + n, row, rows, SPLIT, PARTS, C)
         d_error_2 += tl.load(read_errors_2 + at_token, mask=is_token, other=0.0)
 
         # The steps: e = theta d, and theta is divided by the stiffness where that is above 1.
@@ -432,8 +433,8 @@ def deep_backward(
         base_1, base_2 = weight_1, weight_2
         if ANCHORED:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
             if n == 0:
-                base_1 = tl.load(anchor_1 + mine + in_1, mask=inner_cell, other=0.0)
-                base_2 = tl.load(anchor_2 + mine + in_2, mask=inner_cell, other=0.0)
+                base_1 = tl.load(anchor_1 + mine + in_1, mask=is_1, other=0.0)
+                base_2 = tl.load(anchor_2 + mine + in_2, mask=is_2, other=0.0)
         d_pull = d_delta_1 * slope
         more = product(d_pull, base_2)
         if SPLIT > 1:
@@ -441,7 +442,7 @@ def deep_backward(
         d_hidden = d_delta_1 * pull * gelu_bend(hidden)
         d_base_2 = product(tl.trans(d_pull), delta_2)
         if SPLIT > 1:
-            more = tiles_of(again, n.to(tl.int64), row, rows, SPLIT, PARTS, C, K)
+            more = tiles_of(again, n, row, rows, SPLIT, PARTS, C, K)
         d_out = 2 * (d_delta_2 + more)
         if part == 0:
             tl.store(d_values + at_token, -d_out, mask=is_token)
@@ -449,16 +450,16 @@ def deep_backward(
         d_base_2 += product(tl.trans(inner), d_out)
         d_inner += product(d_out, tl.trans(base_2))
         d_hidden += slope * d_inner
-        d_base_1 = product(tl.trans(d_hidden), key)
-        d_key += product(d_hidden, base_1)
+        d_base_1 = product(tl.trans(key), d_hidden)
+        d_key += product(d_hidden, tl.trans(base_1))
         tl.store(d_keys + part * chunks * rows * size * WIDTH + at_token, d_key, mask=is_token)
         if n == chunks - 1:
-            d_base_1 += tl.load(d_start_1 + mine + in_1, mask=inner_cell, other=0.0)
-            d_base_2 += tl.load(d_start_2 + mine + in_2, mask=inner_cell, other=0.0)
+            d_base_1 += tl.load(d_start_1 + mine + in_1, mask=is_1, other=0.0)
+            d_base_2 += tl.load(d_start_2 + mine + in_2, mask=is_2, other=0.0)
         if ANCHORED:  # noqa: SIM102
             if n == 0:
-                tl.store(d_anchor_1 + mine + in_1, d_base_1, mask=inner_cell)
-                tl.store(d_anchor_2 + mine + in_2, d_base_2, mask=inner_cell)
+                tl.store(d_anchor_1 + mine + in_1, d_base_1, mask=is_1)
+                tl.store(d_anchor_2 + mine + in_2, d_base_2, mask=is_2)
                 d_base_1, d_base_2 = tl.zeros_like(d_base_1), tl.zeros_like(d_base_2)
         d_weight_1 += d_base_1
         d_weight_2 += d_base_2
@@ -484,8 +485,8 @@ def deep_backward(
                 along_2 = tl.where(factor_2 < 1, along_2 / tl.maximum(norm_2, 1e-24), 0.0)
                 d_weight_1 = factor_1 * (d_weight_1 - along_1 * weight_1)
                 d_weight_2 = factor_2 * (d_weight_2 - along_2 * weight_2)
-    tl.store(d_weights_1 + mine + in_1, d_weight_1, mask=inner_cell)
-    tl.store(d_weights_2 + mine + in_2, d_weight_2, mask=inner_cell)
+    tl.store(d_weights_1 + mine + in_1, d_weight_1, mask=is_1)
+    tl.store(d_weights_2 + mine + in_2, d_weight_2, mask=is_2)
     if MOVING:
-        tl.store(d_momentum_1 + mine + in_1, d_push_1, mask=inner_cell)
-        tl.store(d_momentum_2 + mine + in_2, d_push_2, mask=inner_cell)
+        tl.store(d_momentum_1 + mine + in_1, d_push_1, mask=is_1)
+        tl.store(d_momentum_2 + mine + in_2, d_push_2, mask=is_2)
