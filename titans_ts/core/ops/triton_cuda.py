@@ -633,7 +633,14 @@ def exchange(cut: Cut, like: Tensor, *shape: int) -> Tensor:
 
 
 def launched(kernel: Any, warps: int, cut: Cut, rows: int, device: torch.device, *given: Any, **sizes: Any) -> None:
-    """Run a kernel of `triton_deep` for all rows, as many at a time as run at once."""
+    """Run a kernel of `triton_deep` for all rows, as many at a time as run at once.
+
+    >>> class Said:
+    ...     def __getitem__(self, grid):
+    ...         return lambda *given, **sizes: print(grid, given, sizes["num_warps"])
+    >>> launched(Said(), 4, Cut(16, 1, 1), 5, torch.device("cpu"), "before", 3, 16)
+    (5,) ('before', 0, 3, 5, 16) 4
+    """
     together = at_once(cut, rows, device)
     # A cooperative launch is one whose programs all run at once, or an error.
     options = {"num_warps": warps, **({"launch_cooperative_grid": True} if cut.split > 1 else {})}
