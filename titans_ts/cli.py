@@ -410,6 +410,26 @@ def memory(
 
 
 @benchmark.command()
+def gpu(
+    size: Annotated[
+        list[str] | None, typer.Option(help="170m, 340m, 760m, repeatable; default: the first two.")
+    ] = None,
+    tokens: Annotated[list[int] | None, typer.Option(help="Lengths, repeatable; default: 2k, 8k and 32k.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+) -> None:
+    """On a CUDA device: language models of the paper's sizes beside a transformer, the ops, and whether it agrees with
+    the CPU."""
+    from .benchmark.gpu import LENGTHS, SIZES, run_gpu
+    from .benchmark.runs import write_json
+
+    def keep(result: dict[str, object]) -> None:
+        if out is not None:
+            write_json(result, out / "gpu.json")
+
+    keep(run_gpu(tuple(size or SIZES), tuple(tokens or LENGTHS), typer.echo, keep))
+
+
+@benchmark.command()
 def length(
     tokens: Annotated[
         list[int] | None, typer.Option(help="Lengths, repeatable; default: 1k, 4k, 16k, 64k and 256k.")

@@ -44,7 +44,7 @@ NAMES = {"titans_ts.forecasting.inference": story}
 
 def load(name: str) -> ModuleType:
     """The module, or a skip that says what it would need here."""
-    if name == "titans_ts.core.ops.triton_cuda":
+    if name.startswith("titans_ts.core.ops.triton_"):
         pytest.importorskip("triton", reason="needs Triton: run `make test-triton`")
         if os.environ.get("TRITON_INTERPRET") != "1" and not torch.cuda.is_available():
             pytest.skip("needs TRITON_INTERPRET=1 or a CUDA device: run `make test-triton`")

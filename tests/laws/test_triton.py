@@ -4,12 +4,14 @@
 same kernels are compiled and run in float32. Where there is neither, what needs one is skipped.
 """
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,14 @@ from laws.cases import CONFIGS, NETWORKS, assert_same, make_memory, make_state, 
 from laws.test_twin import LAYOUTS, assert_twins, differentiable
 from torch import Tensor
 
+from titans_ts.benchmark.gpu import AGREE, agreement_rows
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.memory import NeuralMemory
 from titans_ts.core.ops.backends import OPS, rule_of
 from titans_ts.core.ops.contract import Rule, Tokens
 from titans_ts.core.ops.opaque import opaque
 from titans_ts.core.ops.reference import reference
+from titans_ts.core.ops.sizes import Cut
 from titans_ts.core.state import MemoryState, leaves, map_state
 
 INTERPRETED = find_spec("triton") is not None and os.environ.get("TRITON_INTERPRET") == "1"
@@ -157,11 +161,14 @@ def test_triton_refuses_what_its_kernels_do_not_cover():
         OPS["triton"](state, tokens, replace(rule_of(LINEAR), step_budget=0.5))
     with pytest.raises(ValueError, match=r"float32 throughout, and got torch.float32, torch.float64"):
         OPS["triton"](state, tokens._replace(keys=tokens.keys.float()), rule_of(LINEAR))
-    large = replace(DEEP, dim=64, heads=1, expansion=4, chunk=64)
+    large = replace(DEEP, dim=128, heads=1, expansion=1, chunk=64)
     with pytest.raises(
-        ValueError, match=r"at most 32768 numbers on chip; .* are 69632 here \(heads 64 wide, chunk=64\)"
+        ValueError, match=r"at most 32768 numbers on chip; .* are 45056 here \(heads 128 wide, chunk=64\)"
     ):
         OPS["triton"](make_state(large, 1), make_tokens(large, 1, 64), rule_of(large))
+    deep = replace(DEEP, dim=64, heads=1, expansion=33, chunk=16)
+    with pytest.raises(ValueError, match=r"at most 64 slices of 32, and this one is 2112 wide"):
+        OPS["triton"](make_state(deep, 1), make_tokens(deep, 1, 2), rule_of(deep))
 
 
 COMPILE = """
@@ -169,28 +176,34 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from titans_ts.core.ops import triton_cuda
+from titans_ts.core.ops import triton_cuda, triton_deep
 
-for flags in ({form}):
-    kernel = triton_cuda.{kernel}
-    sizes = dict(C=16, K=16, J=16, WIDTH=8, HIDDEN=16, CAP=4.0, CAP_1=4.0, CAP_2=4.0, GATES=2)
-    switches = ("EXACT", "CAPPED", "ANCHORED", "RESIDUAL", "STIFF", "MOVING", "SAVING")
+for flags, split in ({form}):
+    kernel = getattr(triton_cuda, "{kernel}", None) or triton_deep.{kernel}
+    sizes = dict(C=16, K=16, J=16, WIDTH=8, HIDDEN=16 * split, CAP=4.0, CAP_1=4.0, CAP_2=4.0, GATES=2, SPLIT=split)
+    sizes |= dict(PARTS=split, ROWS=8, WIDE=32)
+    switches = ("EXACT", "CAPPED", "ANCHORED", "RESIDUAL", "STIFF", "MOVING", "SAVING", "MASKED")
     values = {{**sizes, **dict(zip(switches, flags))}}
-    kinds = {{name: "constexpr" if name in values else "i32" if name in ("chunks", "rows", "size") else "*fp32"
+    kinds = {{name: "constexpr" if name in values else "i32" if name in ("first", "chunks", "rows", "size") else "*fp32"
              for name in kernel.arg_names}}
+    if split > 1:
+        kinds |= {{name: "*i32" for name in ("sums", "lines", "norms", "again", "caps") if name in kinds}}
     given = {{(i,): values[name] for i, name in enumerate(kernel.arg_names) if name in values}}
     source = ASTSource(kernel, kinds, given)
     options = {{"num_warps": triton_cuda.WARPS}}
     assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 """
+KERNELS = [
+    "linear_forward", "linear_backward", "deep_forward", "deep_backward", "recurrences_forward", "recurrences_backward",
+]  # fmt: skip
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: run `make test-triton`")
-@pytest.mark.parametrize("kernel", ["linear_forward", "linear_backward", "hidden_forward"])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_kernels_compile_for_a_gpu(kernel):
     """The interpreter takes more than the compiler does, and the compiler needs no GPU."""
-    exact, frozen = (True, True, False, False, False, True, True), (False, False, True, True, True, False, True)
-    program = COMPILE.format(kernel=kernel, form=f"{exact}, {frozen}")
+    exact, frozen = (True, True, False, False, False, True, True, True), (False, False, True, True, True, False, True)
+    program = COMPILE.format(kernel=kernel, form=f"({exact}, 1), ({(*frozen, False)}, 4)")
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=compiled())
     assert ran.returncode == 0, ran.stderr
 
@@ -219,7 +232,16 @@ def test_triton_waits_until_it_is_asked_for():
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def assert_single_twins(config: MemoryConfig, device: str, rows: int, time: int) -> None:
+def assert_single_twins(
+    config: MemoryConfig,
+    device: str,
+    rows: int,
+    time: int,
+    *,
+    op: str = "triton",
+    offset: int = 0,
+    weight_cap: float | None = None,
+) -> None:
     """In single precision on the device the op is the reference in double precision, gradients included."""
 
     def single(leaf: Tensor) -> Tensor:
@@ -227,10 +249,15 @@ def assert_single_twins(config: MemoryConfig, device: str, rows: int, time: int)
         return moved.float().requires_grad_(leaf.requires_grad) if leaf.is_floating_point() else moved
 
     state, tokens = make_state(config, rows, grad=True), make_tokens(config, rows, time, grad=True)
-    cast = map_state(single, state), Tokens(*map_state(single, tuple(tokens[:6])))
+    rule = rule_of(config)
+    if offset:
+        state = anchored(state)._replace(offset=torch.full((rows,), offset))
+    if weight_cap is not None:
+        rule = replace(rule, weight_cap=weight_cap)
+    cast = map_state(single, state), Tokens(*(None if part is None else single(part) for part in tokens))
     results = []
-    for op, given in (("triton", cast), ("reference", (state, tokens))):
-        reads, end = OPS[op](*given, rule_of(config))
+    for name, given in ((op, cast), ("reference", (state, tokens))):
+        reads, end = OPS[name](*given, rule)
         torch.manual_seed(1)
         moving = [leaf for leaf in leaves((reads, end)) if leaf.requires_grad]
         loss = torch.stack([(leaf * torch.randn(leaf.shape).to(leaf)).sum() for leaf in moving]).sum()
@@ -245,11 +272,105 @@ def test_triton_is_the_reference_in_single_precision(config):
     assert_single_twins(replace(config, dim=40, heads=2, expansion=2, chunk=16), "cpu", 1, 50)
 
 
+def side_by_side(kernel: Any, warps: int, cut: Cut, rows: int, device: torch.device, *given: Any, **sizes: Any) -> None:
+    """`launched` for the interpreter, every program in a process of its own, over memory that all of them see."""
+    from triton.runtime.interpreter import interpreter_builder
+
+    *before, chunks, size = given
+    for leaf in before:
+        leaf.untyped_storage().share_memory_()
+    programs = rows * cut.split
+
+    def run(program: int) -> None:
+        dim, place = interpreter_builder.set_grid_dim, interpreter_builder.set_grid_idx
+        interpreter_builder.set_grid_dim = lambda *_: dim(programs, 1, 1)
+        interpreter_builder.set_grid_idx = lambda *_: place(program, 0, 0)
+        kernel[(1,)](*before, 0, chunks, rows, size, SPLIT=cut.split, PARTS=cut.parts, **sizes)
+
+    crew = [multiprocessing.get_context("fork").Process(target=run, args=(program,)) for program in range(programs)]
+    for each in crew:
+        each.start()
+    for each in crew:
+        each.join()
+    assert not any(each.exitcode for each in crew)
+
+
+@in_the_interpreter
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"layer_gates": True}, {"momentum": False}, {"residual": True}, {"offset": 5}, {"weight_cap": 0.5}],
+    ids=str,
+)
+def test_programs_that_wait_for_each_other_are_the_reference(changes, monkeypatch):
+    """Three slices of 16 hidden units: a sum over the slices takes what two other programs leave."""
+    from titans_ts.core.ops import triton_cuda
+
+    monkeypatch.setattr(triton_cuda, "cut_here", lambda width, hidden: Cut(16, 3, 4))
+    monkeypatch.setattr(triton_cuda, "launched", side_by_side)
+    single = {name: changes[name] for name in ("offset", "weight_cap") if name in changes}
+    config = MemoryConfig(dim=8, heads=1, depth=2, expansion=6, chunk=8)
+    config = replace(config, **{name: value for name, value in changes.items() if name not in single})
+    assert_single_twins(config, "cpu", 1, 19, **single)
+
+
 @on_a_gpu
 @pytest.mark.parametrize("heads", [2, 4])
 @pytest.mark.parametrize("config", FULL, ids=name_of)
 def test_triton_on_a_gpu_is_the_reference(config, heads):
     assert_single_twins(replace(config, dim=64, heads=heads, expansion=4, chunk=32), "cuda", 3, 150)
+
+
+# Hidden layers that are cut into slices: those of the paper's sizes, in parts of a chunk too, and rows and heads that
+# do not all run at once.
+CUT = {
+    "one slice": (MemoryConfig(dim=32, heads=2, depth=2, chunk=16), 2, 50),
+    "170m": (MemoryConfig(dim=192, heads=4, depth=2, chunk=16, layer_gates=True), 2, 70),
+    "340m": (MemoryConfig(dim=512, heads=8, depth=2, chunk=16), 1, 134),
+    "340m, rows one after the other": (MemoryConfig(dim=512, heads=8, depth=2, chunk=16), 3, 22),
+    "no momentum": (MemoryConfig(dim=128, heads=2, depth=2, chunk=16, momentum=False), 2, 36),
+    "no forgetting": (MemoryConfig(dim=128, heads=2, depth=2, chunk=16, forgetting=False), 2, 36),
+}
+
+
+@on_a_gpu
+@pytest.mark.parametrize("case", CUT)
+def test_triton_on_a_gpu_is_the_reference_where_the_hidden_layer_is_cut(case):
+    config, rows, time = CUT[case]
+    assert_single_twins(config, "cuda", rows, time)
+
+
+@on_a_gpu
+def test_triton_on_a_gpu_is_the_reference_inside_a_chunk_and_where_the_cap_bites():
+    config = MemoryConfig(dim=128, heads=2, depth=2, chunk=16)
+    assert_single_twins(config, "cuda", 2, 70, offset=5, weight_cap=0.5)
+
+
+@on_a_gpu
+def test_a_memory_on_a_gpu_is_that_on_the_cpu_to_one_in_ten_thousand_with_its_gradient():
+    for row in agreement_rows(torch.device("cuda"), lambda line: None, forecaster=False):
+        assert row["output"] <= AGREE, row
+        assert row["gradient"] <= AGREE, row
+
+
+@on_a_gpu
+@pytest.mark.parametrize(("depth", "op"), [(1, "exact_linear"), (2, "chunked"), (3, "chunked")])
+def test_the_plain_ops_on_a_gpu_are_the_reference(depth, op):
+    config = MemoryConfig(dim=32, heads=2, depth=depth, chunk=16)
+    assert_single_twins(config, "cuda", 2, 50, op=op)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("op", ["chunked", "triton"])
+def test_a_memory_on_a_gpu_waits_for_nothing(op):
+    """Whoever asks the device for a number waits for all that it still has to do; a graph cannot be captured then."""
+    memory = NeuralMemory(MemoryConfig(dim=128, heads=2, depth=2, chunk=16, persistent=4, op=op)).cuda()
+    x = torch.randn(2, 70, 128, device="cuda")
+    memory(x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        memory(x)[0].sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @on_a_gpu

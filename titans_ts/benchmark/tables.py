@@ -404,6 +404,48 @@ def compiled(folder: Path) -> str:
     return markdown(head, rows)
 
 
+def gpu(folder: Path) -> str:
+    """On a CUDA device: tokens a second and memory of language models, of the memory by both ops, and how far the
+    device is from the CPU."""
+    run = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
+    titles = {"both": "forward + backward"}
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        return row["skipped"] if "skipped" in row else f"{row['tokens_per_s']:,.0f}, {row['peak_mib']:,} MiB"
+
+    lengths = sorted({row["tokens"] for row in run["models"]})
+    found = {(row["size"], row["side"], row["graph"], row["passes"], row["tokens"]): row for row in run["models"]}
+    sizes = {(row["size"], row["side"]): row["parameters"] for row in run["models"]}
+    models = []
+    for size, side, graph, passes in dict.fromkeys(key[:4] for key in found):
+        each = [cell(found.get((size, side, graph, passes, tokens))) for tokens in lengths]
+        name = f"{side}, as a graph" if graph else side
+        models.append([size, name, f"{sizes[size, side] / 1e6:.1f}", titles.get(passes, passes), *each])
+    head = ["size", "model", "parameters, millions", "pass", *(f"{tokens:,} tokens" for tokens in lengths)]
+
+    pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in run["layers"]:
+        pairs.setdefault((row["layer"], row["passes"]), []).append(row)
+    layers = []
+    for (name, passes), (plain, kernels) in pairs.items():
+        both = "skipped" not in plain and "skipped" not in kernels
+        ratio = f"**{plain['seconds'] / kernels['seconds']:.1f}x**" if both else ""
+        layers.append([name, titles.get(passes, passes), cell(plain), cell(kernels), ratio])
+    far = [
+        [row["what"], f"{row['output']:.1e}", "" if row["gradient"] is None else f"{row['gradient']:.1e}"]
+        for row in run["agreement"]
+    ]
+    return "\n\n".join(
+        [
+            markdown(head, models),
+            markdown(["memory layer", "pass", "plain torch", "kernels", "faster"], layers),
+            markdown(["on the device", "outputs off by", "gradients off by"], far),
+        ]
+    )
+
+
 def two_million(folder: Path) -> str:
     """Two million tokens streamed: time and resident memory of the first and the last tenth, and the largest state."""
     path = folder.parent / "long" / "results" / "two_million.json"
@@ -440,6 +482,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "two_million": two_million,
     "conformance": conformance,
     "compiled": compiled,
+    "gpu": gpu,
     "stream": stream,
     "stream_peers": stream_peers,
     "prices": prices,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .layers import last_rows, rotate
-from .pieces import Piece, real
+from .pieces import Piece, agreed, noted, real
 
 
 class WindowState(NamedTuple):
@@ -151,7 +151,8 @@ class SegmentAttention(nn.Module):
         """The state before the first token."""
         weight = self.shared.project.weight
         empty = weight.new_zeros(rows, self.segment, self.shared.heads, weight.shape[1] // self.shared.heads)
-        return SegmentState(empty, empty, empty, empty, torch.zeros(rows, dtype=torch.long, device=weight.device))
+        filled = noted(torch.zeros(rows, dtype=torch.long, device=weight.device), 0)
+        return SegmentState(empty, empty, empty, empty, filled)
 
     def forward(
         self, x: Float[Tensor, "B T D"], context: Float[Tensor, "B T D"], state: SegmentState, piece: Piece
@@ -170,7 +171,9 @@ class SegmentAttention(nn.Module):
             padded = functional.pad(old, (0, 0, 0, 0, 0, 1))  # one place more takes what is not real
             index = slot[:, :, None, None].expand(-1, -1, *old.shape[2:])
             new.append(padded.scatter(1, index, part.movedim(2, 1).to(old.dtype))[:, : self.segment])
-        places = int(min(self.segment, int(state.filled.max()) + time))
+        clock = agreed(state.filled)
+        furthest = int(state.filled.max()) if clock is None else clock
+        places = min(self.segment, furthest + time)
         seen = torch.arange(places, device=x.device) <= position[:, :, None]
         fixed_keys, fixed_values = self.shared.persistent_keys(x)
         mask = functional.pad(torch.cat([seen, seen], -1), (fixed_keys.shape[2], 0), value=True)
@@ -184,4 +187,6 @@ class SegmentAttention(nn.Module):
         )
         arrived = time if piece.count is None else piece.count
         filled = (state.filled + arrived) % self.segment
+        if clock is not None and piece.count is None:
+            filled = noted(filled, (clock + time) % self.segment)
         return self.shared.merge(y), SegmentState(new[0], new[1], new[2], new[3], filled)

@@ -44,8 +44,8 @@ class MemoryConfig:
         bounded whatever comes in. A linear memory is capped at a thousand times that, which is for the worst only.
     op: which implementation runs; "auto" takes `exact_linear` where it is exact and `chunked` otherwise.
         "numba" streams token by token on the CPU, computes no gradients, and compiles when it is first called.
-        "triton" is for CUDA devices and memories of 1 and 2 layers in float32, as large as fit on the chip; its kernels
-        are checked in Triton's interpreter and have not been run or timed on a GPU.
+        "triton" is for CUDA devices and memories of 1 and 2 layers in float32, as large as fit on the chip: kernels
+        that are checked in Triton's interpreter, and in part on a GPU.
 
     >>> MemoryConfig(dim=32, heads=2, depth=1).head_dim
     16

@@ -16,6 +16,7 @@ from .networks import layer_shapes, recall
 from .ops.backends import OPS, choose, rule_of
 from .ops.contract import Tokens
 from .ops.opaque import opaque
+from .pieces import noted
 from .state import MemoryState, map_state
 
 # What an untrained memory does: it forgets a thousandth a token (half-life 700 tokens) and averages its surprise over
@@ -102,7 +103,8 @@ class NeuralMemory(nn.Module):
         state = self.blank_state()
         if self.persistent is not None:
             _, state = self._pass(self.persistent[None].to(state.spent.dtype), state, None, None)
-        return map_state(lambda leaf: leaf.expand(rows, *leaf.shape[1:]), state)
+        many = map_state(lambda leaf: leaf.expand(rows, *leaf.shape[1:]), state)
+        return many._replace(offset=noted(many.offset, self.config.persistent % self.config.chunk))
 
     def blank_state(self) -> MemoryState:
         """One row that has absorbed nothing, in float32, or in float64 where the parameters are."""
@@ -113,7 +115,7 @@ class NeuralMemory(nn.Module):
             momentum=tuple(torch.zeros_like(weight) for weight in weights),
             anchor=() if self.config.exact else weights,
             spent=weights[0].new_zeros(1, self.config.heads, self.num_gates),
-            offset=torch.zeros(1, dtype=torch.long, device=weights[0].device),
+            offset=noted(torch.zeros(1, dtype=torch.long, device=weights[0].device), 0),
             recent=self.conv.blank(1, weights[0]),
         )
 

@@ -29,17 +29,40 @@ class Piece:
     index: int
 
 
+def noted(clocks: Int[Tensor, " B"], clock: int) -> Int[Tensor, " B"]:
+    """The clocks of rows that all stand at `clock`, with that noted on the tensor: nobody has to wait for the device to
+    know it. Clocks are never changed in place.
+
+    >>> agreed(noted(torch.tensor([3, 3]), 3))
+    3
+    """
+    clocks.agreed = clock  # type: ignore[attr-defined]
+    return clocks
+
+
+def agreed(clocks: Int[Tensor, " B"]) -> int | None:
+    """Where all rows stand; None where they do not agree.
+
+    >>> agreed(torch.tensor([3, 3])), agreed(torch.tensor([3, 4]))
+    (3, None)
+    """
+    clock: int | None = getattr(clocks, "agreed", None)
+    if clock is None:
+        here = clocks.cpu()
+        clock = int(here[0]) if bool((here == here[0]).all()) else None
+    return clock
+
+
 def pieces(offset: Int[Tensor, " B"], lengths: Int[Tensor, " B"] | None, time: int, size: int) -> list[Piece]:
     """The steps through `time` tokens for rows that stand `offset` tokens into chunks of `size`.
 
     >>> [(piece.start, piece.width) for piece in pieces(torch.tensor([3, 3]), None, 6, 4)]
     [(0, 1), (1, 4), (5, 1)]
     """
-    first = int(offset[0])
-    agree = bool((offset == first).all())
+    first = agreed(offset)
     if lengths is not None and bool((lengths == time).all()):
         lengths = None
-    if agree and lengths is None:
+    if first is not None and lengths is None:
         starts = [0, *range(size - first, time, size)] if first else list(range(0, time, size))
         return [Piece(a, b - a, None, i) for i, (a, b) in enumerate(zip(starts, [*starts[1:], time], strict=True))]
     ends = torch.full_like(offset, time) if lengths is None else lengths

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..networks import normalize
-from ..pieces import Piece, begins, join, pieces, real, take
+from ..pieces import Piece, agreed, begins, join, noted, pieces, real, take
 from ..state import MemoryState, where_rows
-from .coefficients import coefficients
+from .coefficients import Recur, coefficients, recurrences
 from .contract import Rule, Tokens, cap, lasting
 from .dual import Form, Gates, whole_chunks
 from .reference import at_rest
@@ -45,9 +45,9 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
 
 
 def in_runs(
-    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks
+    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks, recur: Recur = recurrences
 ) -> tuple[Tensor, MemoryState]:
-    """The op whose runs of at most `longest` chunks are computed by `whole`.
+    """The op whose runs of at most `longest` chunks are computed by `whole`, and their scalars by `recur`.
 
     >>> one, clock = torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState((one,), (one,), (one,), 0 * one[0], clock, one[0])
@@ -58,10 +58,13 @@ def in_runs(
     steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
     reads = []
     for part, run in apart(tokens, runs(steps, rule.chunk, longest)):
-        read, state = one_run(state, part, rule, run, whole)
+        read, state = one_run(state, part, rule, run, whole, recur)
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
+    clock = agreed(state.offset) if tokens.lengths is None else None
+    if clock is not None:
+        offset = noted(offset, (clock + time) % rule.chunk)
     anchor, spent = at_rest(state.weights, state.anchor, state.spent, offset)
     out = join(reads, steps, time, 2) if reads else torch.zeros_like(tokens.values)
     return out, state._replace(anchor=anchor, spent=spent, offset=offset)
@@ -120,7 +123,12 @@ def grid(x: Shaped[Tensor, "B H T F"], run: list[Piece]) -> Shaped[Tensor, "N R 
 
 
 def one_run(
-    state: MemoryState, tokens: Tokens, rule: Rule, run: list[Piece], whole: WholeChunks = whole_chunks
+    state: MemoryState,
+    tokens: Tokens,
+    rule: Rule,
+    run: list[Piece],
+    whole: WholeChunks = whole_chunks,
+    recur: Recur = recurrences,
 ) -> tuple[Tensor, MemoryState]:
     """Reads and state after one of `runs`; the offset stays that of the whole call's start.
 
@@ -131,13 +139,24 @@ def one_run(
     0.0
     """
     rows, heads = tokens.keys.shape[:2]
-    starts = begins(run[0], state.offset)
-    weights = where_rows(starts, cap(state.weights, rule.weight_cap), state.weights)
     exact = not state.anchor
-    momentum = where_rows(starts, cap(state.momentum, rule.weight_cap), state.momentum) if exact else state.momentum
-    anchored = not exact and not bool(starts.all())
-    anchor = where_rows(starts, weights, state.anchor) if anchored else ()
-    spent = torch.where(starts[:, None, None], torch.zeros_like(state.spent), state.spent)
+    weights, momentum, spent = state.weights, state.momentum, state.spent
+    anchor: tuple[Tensor, ...] = ()
+    if run[0].count is None:  # all rows start a chunk here, or none does, and nobody has to ask the device
+        anchored = not exact and run[0].index == 0 and agreed(state.offset) != 0
+        if run[0].index > 0 or agreed(state.offset) == 0:
+            weights = cap(weights, rule.weight_cap)
+            momentum = cap(momentum, rule.weight_cap) if exact else momentum
+            spent = torch.zeros_like(spent)
+        elif anchored:
+            anchor = state.anchor
+    else:
+        starts = begins(run[0], state.offset)
+        weights = where_rows(starts, cap(weights, rule.weight_cap), weights)
+        momentum = where_rows(starts, cap(momentum, rule.weight_cap), momentum) if exact else momentum
+        anchored = not exact and not bool(starts.all())
+        anchor = where_rows(starts, weights, state.anchor) if anchored else ()
+        spent = torch.where(starts[:, None, None], torch.zeros_like(spent), spent)
 
     queries, keys, values = (grid(x, run) for x in tokens[:3])
     theta, eta, alpha = (
@@ -147,7 +166,7 @@ def one_run(
     written = written_in(run, tokens)
     assert theta is not None
     rate, spent = granted(theta, eta, written, spent, rule)
-    gates = gates_of(rate, eta, alpha, written, rows)
+    gates = gates_of(rate, eta, alpha, written, rows, recur)
     form = Form(
         layers=len(weights),
         residual=rule.residual,
@@ -212,6 +231,7 @@ def gates_of(
     alpha: Float[Tensor, "G N R C"] | None,
     written: Bool[Tensor, "N B C"] | None,
     rows: int,
+    recur: Recur = recurrences,
 ) -> Gates:
     """The closed form of every chunk's recurrences, all at once.
 
@@ -229,6 +249,7 @@ def gates_of(
         None if eta is None else rows_apart(eta),
         None if alpha is None else rows_apart(alpha),
         mask,
+        recur,
     )
     keep, carry, mix, fade, trail = (None if x is None else x.reshape(*shape, *x.shape[2:]) for x in found)
     assert keep is not None

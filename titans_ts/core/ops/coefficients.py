@@ -3,6 +3,7 @@
 B row, H head, C token of the chunk, R row and head together.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -91,11 +92,25 @@ class Recurrences(torch.autograd.Function):
         return d_eta, d_stay, None
 
 
+Recur = Callable[[Tensor | None, Tensor | None, Tensor | None], tuple[Tensor, ...]]  # as `recurrences`
+
+
+def recurrences(eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
+    """What `Recurrences.forward` says.
+
+    >>> [x.tolist() for x in recurrences(None, torch.tensor([[0.5, 0.5]]), None)[1:3]]
+    [[[0.0, 0.0]], [[0.5, 0.25]]]
+    """
+    out: tuple[Tensor, ...] = Recurrences.apply(eta, stay, written)  # type: ignore[no-untyped-call]
+    return out
+
+
 def coefficients(
     theta: Float[Tensor, "B H C"],
     eta: Float[Tensor, "B H C"] | None,
     alpha: Float[Tensor, "B H C"] | None,
     written: Bool[Tensor, "B C"] | None,
+    recur: Recur = recurrences,
 ) -> Coefficients:
     """The closed form of a chunk's recurrences; a token that is not `written` is the identity.
 
@@ -114,8 +129,8 @@ def coefficients(
         eta = None if eta is None else torch.where(there, eta, 1.0)
         stay = None if stay is None else torch.where(there, stay, 1.0)
         mask = None if eta is None else there.flatten(0, 1).to(theta.dtype)
-    rows = [None if x is None else x.flatten(0, 1) for x in (eta, stay)]
-    found = Recurrences.apply(*rows, mask)  # type: ignore[no-untyped-call]
+    eta_rows, stay_rows = (None if x is None else x.flatten(0, 1) for x in (eta, stay))
+    found = recur(eta_rows, stay_rows, mask)
     mix, carry, keep, push = (part.unflatten(0, theta.shape[:2]) for part in found)
     if eta is None:
         return Coefficients(keep, None, mix, None, None)

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..networks import output_delta
 
-BATCH = 512  # tokens whose queries are read at once: more do not stay in the cache, fewer leave small products
+# Tokens of all rows and heads whose queries are read at once: on a CPU more do not stay in the cache and fewer leave
+# small products; a GPU wants much at a time.
+BATCH, BATCH_ON_DEVICE = 512, 65536
 
 
 class Gates(NamedTuple):
@@ -110,7 +112,8 @@ def _capped(weight: Float[Tensor, "R I O"], cap: float) -> Float[Tensor, " R"] |
     """Scale `weight` in place to the cap; the factors, or None where nothing was too large."""
     norm = torch.linalg.vector_norm(weight, dim=(-2, -1))
     factor = (cap * weight.shape[-1] ** 0.5 / norm.clamp(min=1e-12)).clamp(max=1.0)
-    if bool((factor == 1).all()):
+    # To look whether anything was too large waits for a device, and on it is dearer than to scale by 1.
+    if factor.device.type == "cpu" and bool((factor == 1).all()):
         return None
     weight.mul_(factor[:, None, None])
     return factor
@@ -176,7 +179,8 @@ class Dual(torch.autograd.Function):
         weights, momentum, anchor = (state[i * layers : (i + 1) * layers] for i in range(3))
         chunks, rows, size, _ = queries.shape
         saving = any(ctx.needs_input_grad)
-        batch = min(chunks, max(1, BATCH // (rows * size)))
+        together = BATCH if queries.device.type == "cpu" else BATCH_ON_DEVICE
+        batch = min(chunks, max(1, together // (rows * size)))
         room = chunks if saving else batch
         new = queries.new_empty
         moving = gates.carry is not None
@@ -624,7 +628,7 @@ def _steps_gradient(
     d_gates.rate[:, n] = d_theta / stiffness
     # Where the stiffness is 1 because it is held there, it does not move.
     d_quotient = (d_theta * tape.theta[:, n]).sum(0).div_(stiffness).neg_() * (quotient >= 1)
-    if not bool(d_quotient.any()):
+    if d_quotient.device.type == "cpu" and not bool(d_quotient.any()):
         return
     squares = [rowdot(delta, delta) for delta in deltas]
     d_whole = d_quotient / (squares[-1] + 1e-12)

@@ -2,9 +2,9 @@
 chunks, weights and momentum in its registers from the first token to the last.
 
 What is cheap or the business of clocks stays in torch and is that of `chunked`: cutting at the clocks, caps and budgets
-before the first chunk, and the scalars of the recurrences (`coefficients`: some small launches a token of the chunk,
-for all chunks at once). The kernels are `dual.whole_chunks`: all chunks in one launch where the rows agree on their
-clocks and lengths, and otherwise a launch a chunk.
+before the first chunk. The scalars of the recurrences (`coefficients`) are a small kernel for all chunks at once. The
+others are `dual.whole_chunks`: all chunks in one launch where the rows agree on their clocks and lengths, and otherwise
+a launch a chunk.
 
 A chunk of C tokens, every token's keep, carry, theta and last row of mix and trail a column [C 1], mix [C C]; k, v, q,
 y [C K]; W, S [K K]. Linear memory:
@@ -16,21 +16,27 @@ y [C K]; W, S [K K]. Linear memory:
     y = keep (q W) + carry (q S) - ((q k^T) * mix) e
     W <- keep_C W + carry_C S - (k * mix_C)^T e      S <- fade S - (k * trail)^T e
 
-A memory with one hidden layer has W, S [K J] and [J K], and the same sums for both layers.
+A memory with one hidden layer has W, S [K J] and [J K], and the same sums for both layers. Its kernels cut the hidden
+layer into slices, a program each, so that few rows fill a large chip and no program holds more than its registers can
+(`triton_deep`).
 
-The gradient of a linear memory is a kernel too: from the last chunk to the first, with dW and dS on chip; it reads W
-and S of every chunk's start, and d, which the forward pass left in memory. That of a hidden layer or of a residual
-memory is not: there the op is computed once more by `dual` in torch, which has it.
+The gradient is a kernel too: from the last chunk to the first, with dW and dS on chip. That of a linear memory reads W
+and S of every chunk's start, which the forward pass left in memory. A hidden layer's are too large to be left there for
+all chunks: its forward pass leaves nothing, and the backward pass computes the states of its run once more. What the
+queries read has no order, and its gradient is `dual`'s products over all chunks at once. A residual memory is computed
+once more by `dual` altogether.
 
-Products are taken in full float32 (`input_precision="ieee"`), which tensor cores do not have. Sizes are padded to
-powers of two from 16 on, and what is padded is zero. The kernels are checked in Triton's interpreter and compiled for
-sm_90; they have not run on a GPU yet, and nothing is known of their speed. Compiled, heads and chunks of 16 stay in
-the registers; at 32 and above the compiler spills some of them to the thread's own memory, at best a cache.
+Products are sums of three products of tensor cores with 11 bits each (`input_precision="tf32x3"`), about as good as
+float32. Sizes are padded to powers of two from 16 on, and what is padded is zero.
+
+On a GPU they ran once, before a fault in how programs wait for each other was found (RESULTS.md, "On a GPU"); with its
+correction they are checked in the interpreter, and compiled.
 
 B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, J hidden, G gate.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, no_type_check
 
 import torch
@@ -39,23 +45,21 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from ..config import require
 from ..state import MemoryState, leaves
 from .chunked import in_runs
+from .coefficients import Recurrences
 from .contract import Rule, Tokens
-from .dual import Dual, Form, Gates
+from .dual import Dual, Form, Gates, Tape, _gate_of, _read, _read_gradient
+from .sizes import ON_CHIP, SLICES, Cut, cut_of, on_chip, padded
+from .triton_deep import deep_backward, deep_forward, gates_at, output_delta, product, read, updated
 
-ON_CHIP = 32768  # numbers of state and of one chunk's mix: in float32 half the registers of a multiprocessor
-LONGEST = 2**16  # chunks of one launch
-WARPS = 8  # of a program: half of what is spilled with 4
-
-
-@triton.jit
-@no_type_check
-def product(a, b):
-    """a @ b in the precision of a."""
-    return tl.dot(a, b, input_precision="ieee", out_dtype=a.dtype)
+LONGEST = 2**16  # chunks of one launch of a linear memory
+SPAN = 4096  # chunks of all rows and heads in one launch of a deep one, whose states the backward pass holds at once
+WARPS = 8  # of a program; on an H200 the gradient of a deep memory takes a third more time with 4,
+WARPS_THERE = 4  # and its way there with 8 takes a sixth more
 
 
 @triton.jit
@@ -64,22 +68,6 @@ def shrunk(weight, bound):
     """The factor that scales a weight back to the Frobenius norm `bound`, at most 1."""
     norm = tl.sqrt(tl.sum(tl.sum(weight * weight, 1), 0))
     return tl.minimum(bound / tl.maximum(norm, 1e-12), 1.0)
-
-
-@triton.jit
-@no_type_check
-def output_delta(sums, keys, values, wide, WIDTH: tl.constexpr, RESIDUAL: tl.constexpr):
-    """The gradient of the loss with respect to the network's output; `wide` is False at padded columns."""
-    if RESIDUAL:
-        centred = tl.where(wide, sums - (tl.sum(sums, 1) / WIDTH)[:, None], 0.0)
-        deviation = tl.sqrt(tl.sum(centred * centred, 1) / WIDTH + 1e-6)[:, None]
-        unit = centred / deviation
-        delta = 2 * (keys + unit - values)
-        mean, along = tl.sum(delta, 1) / WIDTH, tl.sum(delta * unit, 1) / WIDTH
-        delta = tl.where(wide, (delta - mean[:, None] - unit * along[:, None]) / deviation, 0.0)
-    else:
-        delta = 2 * (sums - values)
-    return delta
 
 
 @triton.jit
@@ -110,48 +98,6 @@ def solved_transposed(system, right, size, C: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def read(x, keys, error, weight, push, keep, carry, mix, MOVING: tl.constexpr):
-    """`x_i W_i` of one layer, every token with its own weights, which are never formed."""
-    y = keep[:, None] * product(x, weight)
-    if MOVING:
-        y += carry[:, None] * product(x, push)
-    return y - product(product(x, tl.trans(keys)) * mix, error)
-
-
-@triton.jit
-@no_type_check
-def updated(keys, error, weight, push, keep, carry, mix, fade, trail, MOVING: tl.constexpr):
-    """Weights and momentum of one layer behind the chunk; the gates are those of its last token."""
-    moved = keep * weight - product(tl.trans(keys * mix[:, None]), error)
-    if MOVING:
-        moved += carry * push
-        push = fade * push - product(tl.trans(keys * trail[:, None]), error)
-    return moved, push
-
-
-@triton.jit
-@no_type_check
-def gates_at(keep, carry, mix, fade, trail, here, size, C: tl.constexpr, MOVING: tl.constexpr):
-    """keep, carry [C] and mix [C C] of a chunk; and of its last token keep, carry, mix [C], fade, trail [C]."""
-    c = tl.arange(0, C)
-    last = here * size + size - 1
-    inside = c < size
-    keeps = tl.load(keep + here * size + c, mask=inside, other=0.0)
-    keep_last = tl.load(keep + last)
-    pairs = here * size * size + c[:, None] * size + c[None, :]
-    mixes = tl.load(mix + pairs, mask=inside[:, None] & inside[None, :], other=0.0)
-    mix_last = tl.load(mix + last * size + c, mask=inside, other=0.0)
-    carries, carry_last, faded, trails = keeps, keep_last, keep_last, keeps
-    if MOVING:
-        carries = tl.load(carry + here * size + c, mask=inside, other=0.0)
-        carry_last = tl.load(carry + last)
-        faded = tl.load(fade + here)
-        trails = tl.load(trail + here * size + c, mask=inside, other=0.0)
-    return keeps, carries, mixes, keep_last, carry_last, mix_last, faded, trails
-
-
-@triton.jit
-@no_type_check
 def gates_before(keep, carry, mix, here, size, C: tl.constexpr, MOVING: tl.constexpr):
     """keep, carry [C] and mix [C C] of the token before; before the first the state is whole."""
     c = tl.arange(0, C)
@@ -165,7 +111,7 @@ def gates_before(keep, carry, mix, here, size, C: tl.constexpr, MOVING: tl.const
     return keeps, carries, mixes
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "rows", "size"])
 @no_type_check
 def linear_forward(
     queries, keys, values, rate, keep, carry, mix, fade, trail, weights, momentum, anchor,
@@ -240,7 +186,7 @@ def linear_forward(
         tl.store(pushed + mine, push, mask=is_cell)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "rows", "size"])
 @no_type_check
 def linear_backward(
     queries, keys, rate, keep, carry, mix, fade, trail, anchor, deltas, kept_weights, kept_momentum, factors,
@@ -396,111 +342,68 @@ def uncapped(weight, factor, d_weight):
     return factor * (d_weight - tl.where(factor < 1, along, 0.0) * weight)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "size"])
 @no_type_check
-def gelu(x):
-    """The exact (erf) GELU."""
-    return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+def recurrences_forward(
+    eta, stay, written, weight, push, rows, size, ROWS: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr
+):
+    """`Recurrences.forward` of some chunks of any rows and heads: every source of their tokens a column."""
+    row, column = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None], tl.arange(0, WIDE)[None, :]
+    there = row < rows
+    real = there & (column < size + 2)
+    kind = eta.dtype.element_ty
+    before = tl.zeros([ROWS, WIDE], kind) + (column == size).to(kind)
+    past = tl.zeros([ROWS, WIDE], kind) + (column == size + 1).to(kind)
+    for i in range(size):
+        at = row * size + i
+        before = before * tl.load(eta + at, mask=there, other=0.0) + (column == i).to(kind)
+        added = before
+        if MASKED:
+            added = before * tl.load(written + at, mask=there, other=0.0)
+        past = past * tl.load(stay + at, mask=there, other=0.0) + added
+        tl.store(push + at * (size + 2) + column, before, mask=real)
+        tl.store(weight + at * (size + 2) + column, past, mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "size"])
 @no_type_check
-def gelu_slope(x):
-    """Its derivative."""
-    return 0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
-
-
-@triton.jit
-@no_type_check
-def hidden_forward(
-    queries, keys, values, rate, keep, carry, mix, fade, trail,
-    weights_1, weights_2, momentum_1, momentum_2, anchor_1, anchor_2,
-    reads, moved_1, moved_2, pushed_1, pushed_2, start_1, start_2,
-    chunks, rows, size, C: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr, J: tl.constexpr, HIDDEN: tl.constexpr,
-    CAP_1: tl.constexpr, CAP_2: tl.constexpr, RESIDUAL: tl.constexpr, STIFF: tl.constexpr, ANCHORED: tl.constexpr,
-    MOVING: tl.constexpr, GATES: tl.constexpr,
+def recurrences_backward(
+    eta, stay, written, weight, push, d_mix, d_carry, d_keep, d_last, d_eta, d_stay, rows, size,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """All chunks of one row and head of a memory with one hidden layer."""
-    row = tl.program_id(0)
-    c, k, j = tl.arange(0, C), tl.arange(0, K), tl.arange(0, J)
-    wide = (k < WIDTH)[None, :]
-    token, is_token = c[:, None] * WIDTH + k[None, :], (c < size)[:, None] & wide
-    mine = row.to(tl.int64) * WIDTH * HIDDEN
-    cell_1, is_cell_1 = mine + k[:, None] * HIDDEN + j[None, :], (k < WIDTH)[:, None] & (j < HIDDEN)[None, :]
-    cell_2, is_cell_2 = mine + j[:, None] * WIDTH + k[None, :], (j < HIDDEN)[:, None] & wide
-    weight_1 = tl.load(weights_1 + cell_1, mask=is_cell_1, other=0.0)
-    weight_2 = tl.load(weights_2 + cell_2, mask=is_cell_2, other=0.0)
-    push_1, push_2 = weight_1, weight_2
-    if MOVING:
-        push_1 = tl.load(momentum_1 + cell_1, mask=is_cell_1, other=0.0)
-        push_2 = tl.load(momentum_2 + cell_2, mask=is_cell_2, other=0.0)
-    for n in range(chunks):
-        here = row.to(tl.int64) + n * rows
-        there = (
-            here + (GATES - 1) * chunks * rows
-        )  # where the gates of the second layer lie: its own, or the only one's
-        at_token = here * size * WIDTH + token
-        if CAP_1 is not None:
-            weight_1 *= tl.where(n > 0, shrunk(weight_1, CAP_1), 1.0)
-            weight_2 *= tl.where(n > 0, shrunk(weight_2, CAP_2), 1.0)
-        base_1, base_2 = weight_1, weight_2
-        if ANCHORED:  # noqa: SIM102 (this one is decided when the kernel is compiled, the other when it runs)
-            if n == 0:
-                base_1 = tl.load(anchor_1 + cell_1, mask=is_cell_1, other=0.0)
-                base_2 = tl.load(anchor_2 + cell_2, mask=is_cell_2, other=0.0)
-        if n == chunks - 1:
-            tl.store(start_1 + cell_1, base_1, mask=is_cell_1)
-            tl.store(start_2 + cell_2, base_2, mask=is_cell_2)
-
-        key = tl.load(keys + at_token, mask=is_token, other=0.0)
-        value = tl.load(values + at_token, mask=is_token, other=0.0)
-        hidden = product(key, base_1)
-        inner = gelu(hidden)
-        delta_2 = output_delta(product(inner, base_2), key, value, wide, WIDTH, RESIDUAL)
-        delta_1 = product(delta_2, tl.trans(base_2)) * gelu_slope(hidden)
-        theta_1 = tl.load(rate + here * size + c, mask=c < size, other=0.0)
-        theta_2 = tl.load(rate + there * size + c, mask=c < size, other=0.0)
-        if STIFF:
-            square = tl.sum(delta_2 * delta_2, 1)
-            whole = tl.sum(key * key, 1) * tl.sum(delta_1 * delta_1, 1) + tl.sum(inner * inner, 1) * square
-            stiffness = tl.maximum(whole / (square + 1e-12), 1.0)
-            theta_1 /= stiffness
-            theta_2 /= stiffness
-        error_1, error_2 = theta_1[:, None] * delta_1, theta_2[:, None] * delta_2
-
-        keep_c, carry_c, mix_c, keep_n, carry_n, mix_n, fade_n, trail_n = gates_at(
-            keep, carry, mix, fade, trail, here, size, C, MOVING
-        )
-        query = tl.load(queries + at_token, mask=is_token, other=0.0)
-        asked = gelu(read(query, key, error_1, weight_1, push_1, keep_c, carry_c, mix_c, MOVING))
-        weight_1, push_1 = updated(key, error_1, weight_1, push_1, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING)
-        if GATES > 1:
-            keep_c, carry_c, mix_c, keep_n, carry_n, mix_n, fade_n, trail_n = gates_at(
-                keep, carry, mix, fade, trail, there, size, C, MOVING
-            )
-        y = read(asked, inner, error_2, weight_2, push_2, keep_c, carry_c, mix_c, MOVING)
-        tl.store(reads + at_token, y, mask=is_token)
-        weight_2, push_2 = updated(inner, error_2, weight_2, push_2, keep_n, carry_n, mix_n, fade_n, trail_n, MOVING)
-    tl.store(moved_1 + cell_1, weight_1, mask=is_cell_1)
-    tl.store(moved_2 + cell_2, weight_2, mask=is_cell_2)
-    if MOVING:
-        tl.store(pushed_1 + cell_1, push_1, mask=is_cell_1)
-        tl.store(pushed_2 + cell_2, push_2, mask=is_cell_2)
+    """The same from the last token to the first."""
+    row, column = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None], tl.arange(0, WIDE)[None, :]
+    there = row < rows
+    real = there & (column < size + 2)
+    kind = eta.dtype.element_ty
+    d_past = tl.zeros([ROWS, WIDE], kind)
+    d_before = tl.load(d_last + row * (size + 2) + column, mask=real, other=0.0)
+    for back in range(size):
+        i = size - 1 - back
+        at = row * size + i
+        d_past += tl.load(d_mix + at * size + column, mask=there & (column < size), other=0.0)
+        d_past += tl.where(column == size, tl.load(d_carry + at, mask=there, other=0.0), 0.0)
+        d_past += tl.where(column == size + 1, tl.load(d_keep + at, mask=there, other=0.0), 0.0)
+        added = d_past
+        if MASKED:
+            added = d_past * tl.load(written + at, mask=there, other=0.0)
+        d_before += added
+        # Before the first token the weights and the momentum are the state's own.
+        behind = row * size + tl.maximum(i - 1, 0)
+        earlier = tl.load(weight + behind * (size + 2) + column, mask=real, other=0.0)
+        earlier = tl.where(column * 0 + i > 0, earlier, (column == size + 1).to(kind))
+        tl.store(d_stay + at, tl.sum(d_past * earlier, 1)[:, None], mask=there)
+        earlier = tl.load(push + behind * (size + 2) + column, mask=real, other=0.0)
+        earlier = tl.where(column * 0 + i > 0, earlier, (column == size).to(kind))
+        tl.store(d_eta + at, tl.sum(d_before * earlier, 1)[:, None], mask=there)
+        d_past *= tl.load(stay + at, mask=there, other=0.0)
+        d_before *= tl.load(eta + at, mask=there, other=0.0)
 
 
 # What stands around the kernels.
 
 INTERPRETED = not isinstance(product, triton.JITFunction)  # TRITON_INTERPRET=1 when triton was imported
 DEVICE = "cpu" if INTERPRETED else "cuda"
-
-
-def padded(size: int) -> int:
-    """The size of a tile that holds so many: a power of two, at least 16, which is what a product of tiles takes.
-
-    >>> padded(3), padded(48)
-    (16, 64)
-    """
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def bound(form: Form, width: int) -> float | None:
@@ -512,7 +415,7 @@ def bound(form: Form, width: int) -> float | None:
     return None if form.cap is None else form.cap * width**0.5
 
 
-def on_chip(
+def in_kernels(
     form: Form,
     queries: Float[Tensor, "N R C K"],
     keys: Float[Tensor, "N R C K"],
@@ -526,12 +429,12 @@ def on_chip(
 
     >>> x, w, g = (torch.ones(shape, device=DEVICE) for shape in ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1, 1)))
     >>> gates = Gates(0.5 * g, g, None, g[..., None], None, None)
-    >>> reads, (end,), _, _ = on_chip(Form(layers=1), x, x, 3 * x, gates, [w], [w])
+    >>> reads, (end,), _, _ = in_kernels(Form(layers=1), x, x, 3 * x, gates, [w], [w])
     >>> reads.item(), end.item()
     (3.0, 3.0)
     """
     layers = form.layers
-    node = Linear if layers == 1 and not form.residual else ByTorch
+    node = ByTorch if form.residual else Linear if layers == 1 else Deep
     parts = (*gates, *weights, *momentum, *anchor)
     out = node.apply(form, queries, keys, values, *(None if x is None else x.contiguous() for x in parts))  # type: ignore[no-untyped-call]
     moved, pushed, start = (tuple(out[1 + i * layers : 1 + (i + 1) * layers]) for i in range(3))
@@ -539,7 +442,7 @@ def on_chip(
 
 
 class Linear(torch.autograd.Function):
-    """`on_chip` for a linear memory without residual: a kernel there and a kernel back."""
+    """`in_kernels` for a linear memory without residual: a kernel there and a kernel back."""
 
     @staticmethod
     def forward(ctx: Any, form: Form, *parts: Any) -> tuple[Tensor, ...]:
@@ -575,16 +478,33 @@ class Linear(torch.autograd.Function):
         return None, *found
 
 
-class ByTorch(torch.autograd.Function):
-    """`on_chip` for a residual memory or one with a hidden layer: a kernel there; `dual` computes it again on the way
-    back."""
+class Deep(torch.autograd.Function):
+    """`in_kernels` for a memory with one hidden layer and no residual: a kernel there; on the way back the same kernel,
+    which then keeps the states, `dual`'s products of the reads, and a kernel of its own."""
 
     @staticmethod
     def forward(ctx: Any, form: Form, *parts: Any) -> tuple[Tensor, ...]:
         """As that of `Linear`, layer by layer."""
         ctx.form = form
         ctx.save_for_backward(*parts)
-        return launch_linear(form, parts, False)[0] if form.layers == 1 else launch_hidden(form, parts)
+        return launch_deep(form, parts)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """States, reads and their gradients, then the keys from the last chunk to the first."""
+        return None, *deep_gradient(ctx.form, ctx.saved_tensors, grads)
+
+
+class ByTorch(torch.autograd.Function):
+    """`in_kernels` for a residual memory: a kernel there; `dual` computes it again on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, form: Form, *parts: Any) -> tuple[Tensor, ...]:
+        """As that of `Linear`, layer by layer."""
+        ctx.form = form
+        ctx.save_for_backward(*parts)
+        return launch_linear(form, parts, False)[0] if form.layers == 1 else launch_deep(form, parts)[0]
 
     @staticmethod
     @once_differentiable
@@ -602,8 +522,53 @@ class ByTorch(torch.autograd.Function):
         return None, *(next(found) if want else None for want in wanted)
 
 
+class Recurred(torch.autograd.Function):
+    """`Recurrences` as a kernel there and a kernel back, instead of a few launches a token of the chunk."""
+
+    @staticmethod
+    def forward(ctx: Any, eta: Tensor, stay: Tensor, written: Tensor | None) -> tuple[Tensor, ...]:
+        """The columns of W and the last of S, as `Recurrences` gives them."""
+        rows, size = eta.shape
+        eta, stay = eta.contiguous(), stay.contiguous()
+        written = None if written is None else written.contiguous()
+        weight, push = eta.new_empty(2, rows, size, size + 2)
+        together = padded(rows) if INTERPRETED else 8
+        recurrences_forward[(-(-rows // together),)](
+            eta, stay, eta if written is None else written, weight, push, rows, size, ROWS=together,
+            WIDE=padded(size + 2), MASKED=written is not None,
+        )  # fmt: skip
+        ctx.save_for_backward(eta, stay, written, weight, push)
+        return weight[..., :size], weight[..., size], weight[..., size + 1], push[:, -1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """One launch."""
+        eta, stay, written, weight, push = ctx.saved_tensors
+        rows, size = eta.shape
+        d_eta, d_stay = torch.empty_like(eta), torch.empty_like(stay)
+        together = padded(rows) if INTERPRETED else 8
+        recurrences_backward[(-(-rows // together),)](
+            eta, stay, eta if written is None else written, weight, push, *(grad.contiguous() for grad in grads),
+            d_eta, d_stay, rows, size, ROWS=together, WIDE=padded(size + 2), MASKED=written is not None,
+        )  # fmt: skip
+        return d_eta, d_stay, None
+
+
+def recurred(eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
+    """`Recurrences` of the same arguments; without momentum or without forgetting it is that itself.
+
+    >>> gate = torch.full((1, 1), 0.5, device=DEVICE)
+    >>> [x.tolist() for x in recurred(gate, gate, None)[1:3]]
+    [[[0.5]], [[0.5]]]
+    """
+    node = Recurrences if eta is None or stay is None else Recurred
+    out: tuple[Tensor, ...] = node.apply(eta, stay, written)  # type: ignore[no-untyped-call]
+    return out
+
+
 def launch_linear(form: Form, parts: Sequence[Any], saving: bool) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """What `linear_forward` makes of the arguments of `on_chip`, and with `saving` what it left to the gradient.
+    """What `linear_forward` makes of the arguments of `in_kernels`, and with `saving` what it left to the gradient.
 
     >>> x, w, g = (torch.ones(shape, device=DEVICE) for shape in ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1, 1)))
     >>> parts = (x, x, 3 * x, 0.5 * g, g, None, g[..., None], None, None, w, w)
@@ -632,32 +597,175 @@ def launch_linear(form: Form, parts: Sequence[Any], saving: bool) -> tuple[tuple
     return out, tape
 
 
-def launch_hidden(form: Form, parts: Sequence[Any]) -> tuple[Tensor, ...]:
-    """What `hidden_forward` makes of the arguments of `on_chip`.
+def cut_here(width: int, hidden: int) -> Cut:
+    """`cut_of`; in the interpreter, which runs one program after the other so that none can wait for another, uncut.
+
+    >>> cut_here(16, 64)
+    Cut(width=64, split=1, parts=1)
+    """
+    return Cut(padded(hidden), 1, 1) if INTERPRETED else cut_of(width, hidden)
+
+
+@cache
+def programs(device: torch.device) -> int:
+    """How many programs of any of these kernels run at once for certain: one on a multiprocessor."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def at_once(cut: Cut, rows: int, device: torch.device) -> int:
+    """Rows of one launch: where programs wait for each other, as many as run at once.
+
+    >>> at_once(Cut(16, 1, 1), 5, torch.device("cpu"))
+    5
+    """
+    return rows if cut.split == 1 else max(1, programs(device) // cut.split)
+
+
+def exchange(cut: Cut, like: Tensor, *shape: int) -> Tensor:
+    """Where programs leave their parts for each other, all of it empty; nothing where none has to.
+
+    >>> exchange(Cut(16, 2, 2), torch.ones(1), 3).tolist(), exchange(Cut(16, 1, 1), torch.ones(1), 3).shape
+    ([-1, -1, -1], torch.Size([0]))
+    """
+    if cut.split == 1:
+        return like.new_empty(0)
+    return torch.full(shape, -1, dtype=torch.int32, device=like.device)
+
+
+def launched(kernel: Any, warps: int, cut: Cut, rows: int, device: torch.device, *given: Any, **sizes: Any) -> None:
+    """Run a kernel of `triton_deep` for all rows, as many at a time as run at once.
+
+    >>> class Said:
+    ...     def __getitem__(self, grid):
+    ...         return lambda *given, **sizes: print(grid, given, sizes["num_warps"])
+    >>> launched(Said(), 4, Cut(16, 1, 1), 5, torch.device("cpu"), "before", 3, 16)
+    (5,) ('before', 0, 3, 5, 16) 4
+    """
+    together = at_once(cut, rows, device)
+    # A cooperative launch is one whose programs all run at once, or an error.
+    options = {"num_warps": warps, **({"launch_cooperative_grid": True} if cut.split > 1 else {})}
+    *before, chunks, size = given
+    for first in range(0, rows, together):
+        grid = (min(together, rows - first) * cut.split,)
+        kernel[grid](*before, first, chunks, rows, size, SPLIT=cut.split, PARTS=cut.parts, **sizes, **options)
+
+
+def launch_deep(form: Form, parts: Sequence[Any], saving: bool = False) -> tuple[tuple[Tensor, ...], Tape | None]:
+    """What `deep_forward` makes of the arguments of `in_kernels`; with `saving` it reads nothing and keeps what the
+    gradient needs.
 
     >>> x, w, g = (torch.ones(shape, device=DEVICE) for shape in ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1, 1)))
-    >>> launch_hidden(Form(layers=2), (x, x, x, 0 * g, g, None, g[..., None], None, None, w, w, w, w))[0].item()
+    >>> parts = (x, x, x, 0 * g, g, None, g[..., None], None, None, w, w, w, w)
+    >>> launch_deep(Form(layers=2), parts)[0][0].item()
     0.8413447141647339
     """
     queries, keys, values, *gates = parts[:9]
     state = parts[9:13]
     chunks, rows, size, width = queries.shape
-    hidden = state[0].shape[-1]
-    none = queries.new_empty(0)
+    hidden, moving = state[0].shape[-1], gates[2] is not None
+    cut, new = cut_here(width, hidden), queries.new_empty
+    none, tile = new(0), padded(size)
     ends = [
         *(torch.empty_like(x) for x in state[:2]),
         *(x.clone() for x in state[2:]),
         *map(torch.empty_like, state[:2]),
     ]
-    reads = torch.empty_like(queries)
-    hidden_forward[(rows,)](
+    tape: list[Tensor] = [none] * 10
+    if saving:
+        kept = [new(chunks, *x.shape) for x in state[:2]]
+        pushes = [new(chunks, *x.shape) if moving else none for x in state[2:]]
+        inner = [new(chunks, rows, size, hidden) for _ in range(2)]
+        theta = torch.empty_like(gates[0])
+        tape = [*kept, *pushes, *inner, torch.empty_like(values), theta, new(chunks, rows, size), new(chunks, rows, 2)]
+    reads = none if saving else new(cut.split, chunks, rows, size, width)
+    places = ((tile, padded(width)), (tile,), (2,))
+    launched(
+        deep_forward, WARPS_THERE, cut, rows, queries.device,
         queries, keys, values, *(none if gate is None else gate for gate in gates), *state,
-        *(parts[13:15] if form.anchored else (none, none)), reads, *ends, chunks, rows, size, C=padded(size),
-        K=padded(width), WIDTH=width, J=padded(hidden), HIDDEN=hidden, CAP_1=bound(form, hidden),
-        CAP_2=bound(form, width), RESIDUAL=form.residual, STIFF=form.stiff, ANCHORED=form.anchored,
-        MOVING=gates[2] is not None, GATES=gates[0].shape[0], num_warps=WARPS,
+        *(parts[13:15] if form.anchored else (none, none)), reads, *ends, *tape,
+        *(exchange(cut, queries, chunks, rows, cut.split, *place) for place in places), chunks, size,
+        C=tile, K=padded(width), WIDTH=width, J=cut.width, HIDDEN=hidden, CAP_1=bound(form, hidden),
+        CAP_2=bound(form, width), RESIDUAL=form.residual, STIFF=form.stiff, ANCHORED=form.anchored, MOVING=moving,
+        GATES=gates[0].shape[0], SAVING=saving,
     )  # fmt: skip
-    return reads, *ends
+    if not saving:
+        return (reads[0] if cut.split == 1 else reads.sum(0), *ends), None
+    scores = [new(chunks, rows, size, size) for _ in range(2)]
+    narrow = {1: (torch.empty_like(values), torch.empty_like(values))} if width < hidden else {}
+    *_, delta, theta, quotient, factors = tape
+    held = Tape(
+        weights=tape[:2], momentum=tape[2:4], hidden=[tape[4]], pull=[tape[5]], delta=delta,
+        reads=[torch.empty_like(tape[4])], scores=scores, system=none, parts=narrow, theta=theta, stiffness=quotient,
+        factors={(0, 0, False): factors},
+    )  # fmt: skip
+    return (none, *ends), held
+
+
+def deep_gradient(form: Form, parts: Sequence[Any], grads: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradient with respect to the arguments of `in_kernels`, of the gradient with respect to what it returns.
+
+    >>> x, w, g = (torch.ones(shape, device=DEVICE) for shape in ((1, 1, 1, 1), (1, 1, 1), (1, 1, 1, 1)))
+    >>> parts = (x, x, x, 0 * g, g, None, g[..., None], None, None, w, w, w, w)
+    >>> found = deep_gradient(Form(layers=2), parts, (x, *[0 * w] * 6))
+    >>> round(found[0].item(), 4)  # the slope of the GELU at 1
+    1.0833
+    """
+    queries, keys = parts[:2]
+    gates, state = Gates(*parts[3:9]), parts[9:13]
+    chunks, rows, size, width = queries.shape
+    hidden, moving = state[0].shape[-1], gates.carry is not None
+    cut, new = cut_here(width, hidden), queries.new_empty
+    none, tile = new(0), padded(size)
+    grads = [grad.contiguous() for grad in grads]
+    tape = launch_deep(form, parts, saving=True)[1]
+    assert tape is not None
+    here = slice(0, chunks)
+    inputs = [keys, functional.gelu(tape.hidden[0])]
+    slope = torch.ops.aten.gelu_backward(tape.pull[0], tape.hidden[0])
+    errors = [
+        delta * tape.theta[_gate_of(layer, gates)].unsqueeze(-1) for layer, delta in enumerate((slope, tape.delta))
+    ]
+    _read(gates, tape, 0, chunks, 0, queries, inputs, errors, torch.empty_like(queries))
+    d_query = torch.empty_like(queries)
+    d_gates = Gates(*(None if gate is None else torch.zeros_like(gate) for gate in gates))  # type: ignore[arg-type]
+    d_inputs, d_errors, d_reads, d_pushes = _read_gradient(
+        gates, d_gates, tape, here, queries, inputs, errors, grads[0], d_query
+    )
+    del inputs, errors, slope
+
+    d_keys, d_values = new(cut.split, chunks, rows, size, width), torch.empty_like(queries)
+    d_rate = new(2, chunks, rows, size)
+    d_mix, d_trail = new(2, cut.split, 2, chunks, rows, size)
+    d_sums = new(cut.split, 2, chunks, rows, 3, width)
+    d_state = [torch.empty_like(x) for x in state]
+    d_anchor = [torch.empty_like(x) for x in state[:2]] if form.anchored else []
+    steps, square = (chunks, rows, cut.split), (tile, padded(width))
+    launched(
+        deep_backward, WARPS, cut, rows, queries.device,
+        keys, *(none if gate is None else gate for gate in gates), *(parts[13:15] if form.anchored else (none, none)),
+        *tape.weights, *tape.momentum, *tape.hidden, *tape.pull, tape.delta, tape.theta, tape.stiffness,
+        tape.factors[0, 0, False], *d_inputs, *d_errors, *d_reads, *(d_pushes if moving else (none, none)), *grads[1:],
+        d_keys, d_values, d_rate, d_mix, d_trail, d_sums, *d_state, *(d_anchor or (none, none)),
+        exchange(cut, queries, *steps, *square), exchange(cut, queries, 2, *steps, tile),
+        exchange(cut, queries, *steps, *square), exchange(cut, queries, *steps, 4), chunks, size,
+        C=tile, K=padded(width), WIDTH=width, J=cut.width, HIDDEN=hidden, CAPPED=form.cap is not None,
+        STIFF=form.stiff, ANCHORED=form.anchored, MOVING=moving, GATES=gates.rate.shape[0],
+    )  # fmt: skip
+
+    def by_gate(x: Tensor) -> Tensor:
+        return x if gates.rate.shape[0] == 2 else x.sum(0, keepdim=True)
+
+    d_gates.rate.copy_(by_gate(d_rate))
+    d_gates.mix[..., -1, :] += by_gate(d_mix.sum(0))
+    keep, carry, fade = by_gate(d_sums.sum((0, -1))).unbind(-1)
+    d_gates.keep[..., -1] += keep
+    if d_gates.carry is not None and d_gates.fade is not None and d_gates.trail is not None:
+        d_gates.carry[..., -1] += carry
+        d_gates.fade.copy_(fade)
+        d_gates.trail.copy_(by_gate(d_trail.sum(0)))
+    else:
+        d_state[2:] = grads[3:5]  # momentum that is neither read nor written goes through as it came
+    return [d_query, d_keys.sum(0), d_values, *d_gates, *d_state, *d_anchor]
 
 
 def triton_cuda(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -669,7 +777,9 @@ def triton_cuda(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor,
     3.0
     """
     refuse(state, tokens, rule)
-    return in_runs(state, tokens, rule, LONGEST, on_chip)
+    rows, heads = tokens.keys.shape[:2]
+    longest = LONGEST if len(state.weights) == 1 else max(1, SPAN // (rows * heads))
+    return in_runs(state, tokens, rule, longest, in_kernels, recurred)
 
 
 def refuse(state: MemoryState, tokens: Tokens, rule: Rule) -> None:
@@ -705,12 +815,17 @@ def refuse(state: MemoryState, tokens: Tokens, rule: Rule) -> None:
         f"op='triton' runs on a CUDA device and the state is on {state.spent.device}: move memory, state and tokens "
         "there, or use op='auto'. (With TRITON_INTERPRET=1 in the environment it runs on the CPU, for tests.)",
     )
-    width, hidden = padded(tokens.keys.shape[-1]), padded(state.weights[0].shape[-1])
-    tile = padded(min(rule.chunk, tokens.keys.shape[2]))
-    numbers = 2 * layers * width * hidden + tile * tile
+    width, hidden = tokens.keys.shape[-1], state.weights[0].shape[-1]
+    numbers = on_chip(layers, width, hidden, min(rule.chunk, tokens.keys.shape[2]))
     require(
         numbers <= ON_CHIP,
-        f"op='triton' keeps at most {ON_CHIP} numbers on chip; weights and momentum of a head with the mix of a chunk "
-        f"are {numbers} here (heads {tokens.keys.shape[-1]} wide, chunk={rule.chunk}): "
-        "use more heads, a smaller chunk or expansion, or op='auto'.",
+        f"op='triton' keeps at most {ON_CHIP} numbers on chip; weights and momentum, the mix of a chunk and its tokens "
+        f"are {numbers} here (heads {width} wide, chunk={rule.chunk}): "
+        "use more heads, a smaller chunk, or op='auto'.",
+    )
+    cut = cut_of(width, hidden)
+    require(
+        layers == 1 or cut.split <= SLICES,
+        f"op='triton' cuts a hidden layer into at most {SLICES} slices of {cut.width}, and this one is {hidden} wide: "
+        "use a smaller expansion, or op='auto'.",
     )
