@@ -75,9 +75,9 @@ from .linear import (
 )
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Batch, Rows, TrainConfig, give_back, train
+from .transform import Arcsinh, fit_arcsinh, plain
 
 _SEEDING = Lock()
-from .transform import Arcsinh, fit_arcsinh, plain
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
 LONG = 8  # the same in one series, from which on the errors of its training rows tell how large errors are
 BEFORE = 2  # windows of training rows that tell so, for each one of validation rows
@@ -738,7 +738,8 @@ class TitansForecaster(PanelForecaster):
             season=config["fading"]["season"],
             ids=tuple(id_from_json(name) for name in config["fading"]["ids"]),
         )
-        forecaster.transform_ = Arcsinh(*tensors["bends"].numpy(), forecaster.fading_.ids)
+        edge, size = tensors["bends"].numpy()
+        forecaster.transform_ = Arcsinh(edge, size, forecaster.fading_.ids)
         forecaster.scores_ = tensors["scores"].numpy()
         forecaster.history_ = [(step, loss) for step, loss in config["history"]]
         forecaster.levels_ = model.config.quantiles

@@ -953,7 +953,8 @@ def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
         raised = xx.copy()
         raised.flat[:: len(xx) + 1] += penalties[0] * level
         try:
-            return [cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)]
+            solved: Float = cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)
+            return [solved]
         except np.linalg.LinAlgError:  # rounding alone has taken it below zero
             return [np.linalg.solve(raised, xy)]
     values, vectors = np.linalg.eigh(xx)
