@@ -173,9 +173,7 @@ def shapes(panel: Panel, ends: Int) -> tuple[Float, Float, Float, Float, Float]:
     return out[0], out[1], out[2], out[3], out[4]
 
 
-def judge(
-    panel: Panel, way: Arcsinh, ends: Int, context: int, horizon: int, powers: tuple[int, ...]
-) -> Float:
+def judge(panel: Panel, way: Arcsinh, ends: Int, context: int, horizon: int, powers: tuple[int, ...]) -> Float:
     """Mean errors of a shared ridge map on this scale in every stretch of time behind `ends`, `[N, G, len(powers)]`, 0
     where no window is: absolute errors of the median, squared ones of the mean."""
     bent, every = way.of(panel), -(-horizon // STEPS)
