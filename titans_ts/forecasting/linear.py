@@ -954,9 +954,9 @@ def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
         raised.flat[:: len(xx) + 1] += penalties[0] * level
         try:
             solved: Float = cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)
-            return [solved]
         except np.linalg.LinAlgError:  # rounding alone has taken it below zero
-            return [np.linalg.solve(raised, xy)]
+            solved = np.linalg.solve(raised, xy)
+        return [solved]
     values, vectors = np.linalg.eigh(xx)
     values = np.maximum(values, 0.0)
     rotated = vectors.T @ xy
