@@ -19,7 +19,7 @@ from itertools import chain, pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy import linalg
 
 from ..core.config import LOST
 from .panel import DataError, Float, Int, Panel, offsets_of, shorten
@@ -953,9 +953,9 @@ def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
         raised = xx.copy()
         raised.flat[:: len(xx) + 1] += penalties[0] * level
         try:
-            solved: Float = cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)
+            solved: Float = linalg.cho_solve(linalg.cho_factor(raised, check_finite=False), xy, check_finite=False)
         except np.linalg.LinAlgError:  # rounding alone has taken it below zero
-            solved = np.linalg.solve(raised, xy)
+            solved = linalg.solve(raised, xy)
         return [solved]
     values, vectors = np.linalg.eigh(xx)
     values = np.maximum(values, 0.0)
