@@ -935,7 +935,10 @@ def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
         raised = xx.copy()
         raised.flat[:: len(xx) + 1] += penalties[0] * level
         try:
-            return [cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)]
+            solution: Float = np.asarray(
+                cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False), dtype=np.float64
+            )
+            return [solution]
         except np.linalg.LinAlgError:  # rounding alone has taken it below zero
             return [np.linalg.solve(raised, xy)]
     values, vectors = np.linalg.eigh(xx)
