@@ -935,12 +935,9 @@ def solve(xx: Float, xy: Float, penalties: Sequence[float]) -> list[Float]:
         raised = xx.copy()
         raised.flat[:: len(xx) + 1] += penalties[0] * level
         try:
-            solution: Float = np.asarray(
-                cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False), dtype=np.float64
-            )
-            return [solution]
+            return [cho_solve(cho_factor(raised, check_finite=False), xy, check_finite=False)]
         except np.linalg.LinAlgError:  # rounding alone has taken it below zero
-            return [np.linalg.solve(raised, xy)]
+            return [np.asarray(np.linalg.solve(raised, xy), dtype=np.float64)]
     values, vectors = np.linalg.eigh(xx)
     values = np.maximum(values, 0.0)
     rotated = vectors.T @ xy
