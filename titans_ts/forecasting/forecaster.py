@@ -598,9 +598,8 @@ class TitansForecaster(PanelForecaster):
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
         if self.joint_ is not None and self.joint_.speaks:
-            every = (state.series.window, state.steps, state.fading.own)
-            windows_, steps_, own_ = (each.cpu().numpy() for each in every)
-            main = main + self.joint_.left_over(windows_, steps_, own_, np.asarray(rows))
+            held = [each.cpu().numpy() for each in (state.series.window, state.steps, state.fading.own)]
+            main = main + self.joint_.left_over(held[0], held[1], held[2], np.asarray(rows))
         surprise = part.fading.surprise.cpu().numpy()
         unit = error_unit(scale[:, 0], surprise)
         head = scale[..., None] * offsets.cpu().numpy()
