@@ -35,6 +35,7 @@ from titans_ts.forecasting.training import (
     errors_left,
     forecast_batch,
     groups_of,
+    validation_batches,
     validation_sequences,
 )
 from titans_ts.models.blocks import memory_of
@@ -921,6 +922,41 @@ def test_training_sees_nothing_behind_the_ends_it_is_given():
     expected = trained(one, two)
     assert equal(trained(np.concatenate([one[:60], behind[:20]]), np.concatenate([two[:50], behind[:20]])), expected)
     assert not equal(trained(np.concatenate([one[:59], [7.0], one[60:]]), two), expected)
+
+
+def test_the_last_look_at_the_validation_rows_is_at_the_weights_that_are_kept(monkeypatch):
+    config = make().fit(PAST).model_.config
+    torch.manual_seed(0)
+    model = TimeSeriesModel(config)
+    random = np.random.default_rng(0)
+    rows, ends = rows_of(random.normal(size=120), random.normal(size=110)), torch.tensor([80, 70])
+    looks = []
+
+    def look(model, linear, rows, checks, length):
+        looks.append((model, checks, length))
+        return validation_batches(model, linear, rows, checks, length)
+
+    monkeypatch.setattr(training, "validation_batches", look)
+    found = training.train(model, None, rows, ends, replace(QUICK, steps=4, checks=2, learning_rate=1e-3), seed=0)
+    *_, (_, checks, length) = looks
+    anew = validation_batches(model, None, rows, checks, length)
+    expected = training.thinned([remembering for _, remembering in anew], 10**6)
+    assert found.judged is not None
+    assert equal(found.judged, expected)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_judging_starts_as_far_as_forecasts_are_made_from_it(weight):
+    forecaster = make(season_length=7).fit(PAST)
+    forecaster.correction_ = weight
+    forecaster.calibration_ = replace(forecaster.calibration_, head=0.0, mean=0.0, median=0.0)
+    panel = read(PAST)[0]
+    every = np.arange(len(panel))
+    whole, short = (
+        forecaster._forecast(start(panel), every) for start in (forecaster._start, forecaster._start_to_judge)
+    )
+    np.testing.assert_allclose(short.quantiles, whole.quantiles, rtol=1e-9)
+    np.testing.assert_allclose(short.point, whole.point, rtol=1e-9)
 
 
 # A fit or update that fails
