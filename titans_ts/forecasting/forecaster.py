@@ -385,9 +385,8 @@ class TitansForecaster(PanelForecaster):
         ends = validation_ends(panel, settings.validation, self.horizon)
         raw, beside, covariates, more = panel, panel.covariates, None, None
         self.transform_ = plain(panel.ids)
-        if beside is None:
-            powers = (1,) if self.point == "median" else (1, 2)
-            self.transform_ = fit_arcsinh(panel, ends, context, int(self.horizon), powers)
+        if beside is None and self.point == "median":
+            self.transform_ = fit_arcsinh(panel, ends, context, int(self.horizon))
             panel = self.transform_.of(panel)
         if beside is not None:
             require(
@@ -607,8 +606,9 @@ class TitansForecaster(PanelForecaster):
         mean, median, quantiles = self.calibration_.forecast(
             main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
         )
-        points = median if self.point == "median" else mean
-        points, quantiles = self.transform_.forecast(points, quantiles, own, self.levels_, self.point)
+        points, quantiles = (
+            self.transform_.back(part, own) for part in (median if self.point == "median" else mean, quantiles)
+        )
         return Forecast(points, quantiles, self.levels_)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:

@@ -170,7 +170,7 @@ class StreamingForecaster:
             self._table, self._habits, self._sizes, scales, points, quantiles,
         )  # fmt: skip
         if self.transform.moves:
-            points, quantiles = self.transform.forecast(points, quantiles, own[places], self.levels, self.point)
+            points, quantiles = (self.transform.back(part, own[places]) for part in (points, quantiles))
         if self.non_negative:
             return Forecast(points, quantiles, self.levels, least=0.0).cut()
         return Forecast(points, quantiles, self.levels)

@@ -4,18 +4,18 @@ A river mostly lies near its least flow and now and then far above it, and so do
 errors grow with its level, and least squares hears little but the spikes. Where validation is sure that it helps, such
 a series is learnt as `arcsinh((y - edge) / size)`, which is nearly linear close to its edge and logarithmic far from
 it, and has a value for everything, beyond the edge too. Edge and size are the series' own, so that other units give the
-same forecast in these units.
+same forecast in these units. Quantiles and medians come back as they are. A mean does not: what lies between it and
+the median is the far end of the quantiles, which is what is known least, and so it is for forecasts of medians alone.
 
 Axes: N series, W windows, F future step, G stretch of time, Q quantile level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 
@@ -37,10 +37,11 @@ SIDES = (0.0, 1.0)  # the edge is the least value of a series, or the greatest
 BENDS = (1.0, 4.0)  # how often the distance of the median from the edge is larger than the size
 SKEWED = 0.1  # deviations that the mean lies from the median, away from the edge, at least
 GAIN = 0.97  # of the errors, at most, are left where a series is bent: what pays little is not worth a scale
-NEAR = 0.05  # deviations that the median lies from the edge, at least: half of the values may be the edge itself
+NEAR = 0.25  # deviations that the median lies from the edge, at least: half of the values may be the edge itself
+FARTHEST = 80.0  # of the new scale, that is brought back: more is no number for long
 SEEN, JUDGED = 4096, 2048  # windows to learn from, and to judge by
 STEPS = 24  # of the horizon, that tell
-SCORES = np.array([NormalDist().inv_cdf((k + 0.5) / 9) for k in range(9)])  # of nine equal shares of a normal error
+LEVELS = (0.1, 0.5, 0.9)  # of the quantiles that judge
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +79,10 @@ class Arcsinh:
         """Values `[R, ...]` of these rows `[R]` on their own scale."""
         shape = (-1,) + (1,) * (values.ndim - 1)
         edge, size = self.edge[rows].reshape(shape), self.size[rows].reshape(shape)
-        moved = np.isfinite(size)
-        return np.where(moved, edge + np.where(moved, size, 1.0) * np.sinh(np.where(moved, values, 0.0)), values)
+        if not np.isfinite(size).any():
+            return values
+        there = np.sinh(np.clip(np.where(np.isfinite(size), values, 0.0), -FARTHEST, FARTHEST))
+        return np.where(np.isfinite(size), edge + np.where(np.isfinite(size), size, 1.0) * there, values)
 
     def of(self, panel: Panel) -> Panel:
         """The panel on the new scale."""
@@ -88,49 +91,22 @@ class Arcsinh:
         rows = np.array([self.places.get(name, 0) for name in panel.ids], dtype=np.int64)
         return replace(panel, values=self.forward(panel.values, np.repeat(rows, panel.lengths)))
 
-    def forecast(
-        self, points: Float, quantiles: Float, rows: Int, levels: Sequence[float], point: Literal["mean", "median"]
-    ) -> tuple[Float, Float]:
-        """Points `[N, F]` and quantiles `[N, F, Q]` of these rows `[N]` on their own scale.
-
-        Quantiles and medians are what they were, elsewhere. A mean is not: it is the mean of what the quantiles say,
-        where there are some on both sides of the median.
-        """
-        moved = np.isfinite(self.size[rows])
-        if not moved.any():
-            return points, quantiles
-        there = self.back(quantiles, rows)
-        if point == "median" or not levels[0] < 0.5 < levels[-1]:
-            return self.back(points, rows), there
-        return np.where(moved[:, None], there @ masses(levels), points), there
-
-
-def masses(levels: Sequence[float]) -> Float:
-    """What share of a distribution lies nearest to the quantile of each of these levels, `[Q]`.
-
-    >>> masses((0.1, 0.5, 0.9)).round(2).tolist()
-    [0.3, 0.4, 0.3]
-    """
-    middles = (np.array(levels[:-1]) + np.array(levels[1:])) / 2
-    result: Float = np.diff(np.concatenate([[0.0], middles, [1.0]]))
-    return result
-
 
 def plain(ids: tuple[Hashable, ...]) -> Arcsinh:
     """Every series as it is."""
     return Arcsinh(np.zeros(1 + len(ids)), np.full(1 + len(ids), np.inf), ids)
 
 
-def fit_arcsinh(panel: Panel, ends: Int, context: int, horizon: int, powers: tuple[int, ...] = (1, 2)) -> Arcsinh:
+def fit_arcsinh(panel: Panel, ends: Int, context: int, horizon: int) -> Arcsinh:
     """The scales of all series: bent where the rows before `ends` are skewed and the forecasts of a ridge map for the
-    rows behind them surely err less, by absolute (1) or squared error (2) or both together.
+    rows behind them surely have less quantile loss.
 
     >>> from titans_ts.forecasting.door import read
     >>> level = np.random.default_rng(0).normal(size=600)
     >>> for row in range(1, 600):
     ...     level[row] += 0.9 * level[row - 1]
     >>> panel = read(np.stack([np.exp(level), level, -np.exp(level)], axis=1))[0]
-    >>> np.isfinite(fit_arcsinh(panel, np.full(3, 480), 24, 4, (1,)).size).tolist()
+    >>> np.isfinite(fit_arcsinh(panel, np.full(3, 480), 24, 4).size).tolist()
     [False, True, False, True]
     """
     held = panel.lengths - ends
@@ -140,21 +116,21 @@ def fit_arcsinh(panel: Panel, ends: Int, context: int, horizon: int, powers: tup
     if not told.any() or not (np.abs(skew[told]) > SKEWED).any():
         return straight
     edges, sizes = straight.edge.copy(), straight.size.copy()
-    before = judge(panel, straight, ends, context, horizon, powers)
+    before = judge(panel, straight, ends, context, horizon)
     whole = np.maximum(before.mean(axis=1), 1e-300)
-    least = np.full(len(panel), GAIN * len(powers))
+    least = np.full(len(panel), GAIN)
     for side in SIDES:
         tried = told & ((skew if side == 0.0 else -skew) > SKEWED)
         for bend in BENDS if tried.any() else ():
             edge = low if side == 0.0 else high
             size = np.where(tried, np.maximum(np.abs(middle - edge), NEAR * deviation) / bend, np.inf)
             way = Arcsinh(np.concatenate([[0.0], edge]), np.concatenate([[np.inf], size]), panel.ids)
-            after = judge(panel, way, ends, context, horizon, powers)
-            loss = (after.mean(axis=1) / whole).sum(axis=1)
+            after = judge(panel, way, ends, context, horizon)
+            loss = after.mean(axis=1) / whole
             for row in np.flatnonzero(tried & (loss < least)):
-                seen = (before[row] > 0).all(axis=1)  # relative to each stretch: one flood is not to decide
-                gained = (after[row, seen] / before[row, seen]).sum(axis=1)
-                if surely_less(gained, np.full(len(gained), float(len(powers))), held[row] / horizon):
+                seen = before[row] > 0  # relative to each stretch: one flood is not to decide
+                left = after[row, seen] / before[row, seen]
+                if surely_less(left, np.ones_like(left), held[row] / horizon):
                     edges[1 + row], sizes[1 + row] = edge[row], size[row]
                     least[row] = loss[row]
     return Arcsinh(edges, sizes, panel.ids)
@@ -173,9 +149,9 @@ def shapes(panel: Panel, ends: Int) -> tuple[Float, Float, Float, Float, Float]:
     return out[0], out[1], out[2], out[3], out[4]
 
 
-def judge(panel: Panel, way: Arcsinh, ends: Int, context: int, horizon: int, powers: tuple[int, ...]) -> Float:
-    """Mean errors of a shared ridge map on this scale in every stretch of time behind `ends`, `[N, G, len(powers)]`, 0
-    where no window is: absolute errors of the median, squared ones of the mean."""
+def judge(panel: Panel, way: Arcsinh, ends: Int, context: int, horizon: int) -> Float:
+    """The mean loss of a shared ridge map on this scale in every stretch of time behind `ends`, `[N, G]`, 0 where no
+    window is: that of its median, and of what covers 80 % of normal errors around it."""
     bent, every = way.of(panel), -(-horizon // STEPS)
     learnt = spread(windows_between(bent, context, horizon, np.zeros_like(ends), ends), SEEN)
     gram = accumulate(learnt, np.maximum(shapes(bent, ends)[4], 1e-300), every=every)
@@ -186,18 +162,19 @@ def judge(panel: Panel, way: Arcsinh, ends: Int, context: int, horizon: int, pow
         centred, level = centre(contexts)
         parts.append((series, rows, level[:, None] + centred @ weights, targets[:, ::every]))
     if not parts:
-        return np.zeros((len(panel), GROUPS, len(powers)))
+        return np.zeros((len(panel), GROUPS))
     series, rows, said, truth = (np.concatenate(each) for each in zip(*parts, strict=True))
     row, counts = 1 + series, np.maximum(np.bincount(series, minlength=len(panel)), 1)
     squares = np.stack([np.bincount(series, step, minlength=len(panel)) for step in ((truth - said) ** 2).T], axis=1)
     spreads = np.sqrt(squares / counts[:, None])[series]
-    median, truth = way.back(said, row), way.back(truth, row)
-    smeared = np.mean([way.back(said + score * spreads, row) for score in SCORES], axis=0)
-    mean = np.where(np.isfinite(way.size[row])[:, None], smeared, median)
-    errors = {1: np.abs(truth - median), 2: (truth - mean) ** 2}
+    truth = way.back(truth, row)
+    losses = np.zeros(truth.shape)
+    for level in LEVELS:
+        error = truth - way.back(said + NormalDist().inv_cdf(level) * spreads, row)
+        losses += np.maximum(level * error, (level - 1) * error)
     place = (rows - ends[series]) / np.maximum(panel.lengths - ends, 1)[series]
     key = series * GROUPS + np.clip((GROUPS * place).astype(np.int64), 0, GROUPS - 1)
     size = len(panel) * GROUPS
-    sums = np.stack([np.bincount(key, errors[power].mean(axis=1), minlength=size) for power in powers])
-    means = (sums / np.maximum(np.bincount(key, minlength=size), 1)).reshape(len(powers), len(panel), GROUPS)
-    return np.moveaxis(means, 0, -1)
+    sums = np.bincount(key, losses.mean(axis=1), minlength=size)
+    means: Float = (sums / np.maximum(np.bincount(key, minlength=size), 1)).reshape(len(panel), GROUPS)
+    return means
