@@ -594,6 +594,8 @@ def test_an_average_gains_what_it_can_and_is_the_first_map_where_blocks_disagree
     np.testing.assert_allclose(shares_of([better] * 4), [0.0, 1.0], atol=1e-3)
     lucky = [np.array([errors[0], 0.2 * errors[0]])] + [np.array([errors[0], 1.3 * errors[0]])] * 5
     np.testing.assert_allclose(shares_of(lucky), [1.0, 0.0], atol=1e-6)
+    np.testing.assert_array_equal(shares_of([0 * half] * 4), [1.0, 0.0])
+    np.testing.assert_allclose(shares_of([half, 0 * half, half]), shares_of([half, half]))
 
 
 def test_the_shares_of_an_average_err_least_by_squared_and_absolute_error_together():

@@ -146,8 +146,8 @@ class TitansForecaster(PanelForecaster):
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
-    point: "mean" or "median", what the point forecast is. With "median" skewed series are learnt on a scale on which they
-        are less so, where the validation rows are sure of it (`transform.py`).
+    point: "mean" or "median", what the point forecast is. With "median" skewed series are learnt on a scale on which
+        they are less so, where the validation rows are sure of it (`transform.py`).
     non_negative: for counts, sales and all that cannot fall below 0: neither do point forecast, quantiles and paths,
         which are cut there at the last, covariates included. Negative values in the data are then an error.
     variant: how memory and attention are joined, "lmm", "mac", "mag" or "mal"; None: that of `model`, else "lmm", which

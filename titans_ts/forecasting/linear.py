@@ -401,7 +401,11 @@ def shares_of(errors: Sequence[Float]) -> Float:
     >>> shares_of([one, one]).round(2).tolist(), shares_of([one, one * [[[1.0]], [[1.2]]]]).round(2).tolist()
     ([0.5, 0.5], [0.59, 0.41])
     """
-    levels = [np.maximum([np.abs(error[0]).mean(), np.square(error[0]).mean()], 1e-300) for error in errors]
+    first = np.eye(len(errors[0]))[0]
+    errors = [error for error in errors if error[0].any()]  # where the first map is right there is nothing to gain
+    if len(errors) < 2:
+        return first
+    levels = [(float(np.abs(error[0]).mean()), float(np.square(error[0]).mean())) for error in errors]
     squares = np.stack(
         [
             np.tensordot(error, error, ((1, 2), (1, 2))) / (error[0].size * level)
@@ -420,7 +424,6 @@ def shares_of(errors: Sequence[Float]) -> Float:
             slope = products @ shares
             shares = shares * np.exp(RATE * (slope.min() - slope))
             shares /= shares.sum()
-    first = np.eye(len(shares))[0]
     ways = first + np.linspace(0, 1, 21)[:, None] * (shares - first)
     losses = np.einsum("wi,kij,wj->wk", ways, squares, ways)
     doubt = losses.std(axis=1, ddof=1) / len(squares) ** 0.5

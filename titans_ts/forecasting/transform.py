@@ -169,9 +169,9 @@ def judge(panel: Panel, way: Arcsinh, ends: Int, context: int, horizon: int) -> 
     spreads = np.sqrt(squares / counts[:, None])[series]
     truth = way.back(truth, row)
     losses = np.zeros(truth.shape)
-    for level in LEVELS:
-        error = truth - way.back(said + NormalDist().inv_cdf(level) * spreads, row)
-        losses += np.maximum(level * error, (level - 1) * error)
+    for share in LEVELS:
+        error = truth - way.back(said + NormalDist().inv_cdf(share) * spreads, row)
+        losses += np.maximum(share * error, (share - 1) * error)
     place = (rows - ends[series]) / np.maximum(panel.lengths - ends, 1)[series]
     key = series * GROUPS + np.clip((GROUPS * place).astype(np.int64), 0, GROUPS - 1)
     size = len(panel) * GROUPS
