@@ -409,6 +409,7 @@ class TitansForecaster(PanelForecaster):
         ways: Any = {"units": UNITS, "poolings": POOLINGS, "blends": BLENDS, "parts": PARTS}
         ways |= {"pulls": PULLS, "shares": SHARES}
         path = linear_fit(panel, train_ends=ends, **(ways if settings.linear else {}))
+        give_back()
         config = TimeSeriesConfig(
             horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
         )

@@ -32,7 +32,7 @@ INDIFFERENCE = 1e-3
 # what unequal shares of nested contexts must bring more where one horizon was judged: an average is seldom far from the
 # best, and what is best on a few rows often is
 DOUBT = 0.05
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**22  # of windows that are held at once, and of each of the few arrays made of them
 OWN_NUMBERS = 2**24  # that the maps of single series may hold together: 128 MB
 PROFILE_NUMBERS = 2**22  # and what their profiles are made of: 32 MB
 JUDGED = 2048  # validation windows that choose between ways to fit, at most
@@ -327,7 +327,7 @@ def crossed(
     total = sum(windows.total for windows in turns)
     learnt = [spread(windows, -(-windows.total * min(most or total, total) // total)) for windows in turns]
     seen = np.sum([windows.counts for windows in learnt], axis=0) > 0
-    errors = [np.repeat(-targets[None], len(parts), axis=0) for _, _, targets in held]
+    errors = [np.repeat(-targets[None, :, ::THINNED], len(parts), axis=0) for _, _, targets in held]
     losses: dict[float, float] = {}
     for unit in dict.fromkeys(part.unit for part in parts):
         shared = all_but_one(accumulate(windows, scales, unit, every=every, usual=usual) for windows in learnt)
@@ -345,7 +345,7 @@ def crossed(
         numbers = [number for number, part in enumerate(parts) if part.unit == unit]
         for number in (n for n in numbers if parts[n].pooling == math.inf):
             for (xx, xy), (_, contexts, _), error in zip(shared, held, errors, strict=True):
-                error[number] += contexts @ map_of(parts[number], xx, xy, context, penalty)
+                error[number] += contexts @ map_of(parts[number], xx, xy, context, penalty)[:, ::THINNED]
         numbers = [number for number in numbers if parts[number].pooling < math.inf]
         for row in np.flatnonzero(seen) if numbers else ():
             own = all_but_one(
@@ -356,8 +356,9 @@ def crossed(
                 for number in numbers if here.any() else ():
                     part, share = parts[number], parts[number].pooling / panel.shares[seen].sum()
                     own_xx, own_xy = xx / panel.shares[row] + share * all_xx, xy / panel.shares[row] + share * all_xy
-                    error[number, here] += contexts[here] @ map_of(part, own_xx, own_xy, context, penalty)
-    found = shares_of([error[..., ::THINNED] for error in errors if error.size])
+                    weights = map_of(part, own_xx, own_xy, context, penalty)
+                    error[number, here] += contexts[here] @ weights[:, ::THINNED]
+    found = shares_of([error for error in errors if error.size])
     kept = found * (found >= LEAST)
     return tuple((part, float(s)) for part, s in zip(parts, kept / kept.sum(), strict=True) if s), losses
 

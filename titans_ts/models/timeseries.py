@@ -23,6 +23,7 @@ from .config import TimeSeriesConfig
 
 SPREAD_SHAPES = 16  # shapes over (step, level) that the quantile head mixes
 LIMIT = 10.0  # of ratios between the scales of two windows, which a level shift can drive anywhere
+WINDOWS = 2**20  # values of windows that are held at once: 8 MB
 
 
 class SeriesState(NamedTuple):
@@ -162,10 +163,7 @@ class TimeSeriesModel(nn.Module):
         counts = (started + arrived) // patch
         most = int(counts.max()) if len(counts) else 0
         ends = context - started[:, None] + patch * torch.arange(1, most + 1, device=values.device)
-        windows = gather_windows(both, ends, context)
-        levels, scales = self.carried_scale(windows, state.levels[:, -1:], state.scales[:, -1:])
-        patches = windows[..., -patch:].clone()
-        del windows  # which hold every value `context / patch` times
+        levels, scales, patches = self.scaled_patches(both, ends, state)
         observed = ~patches.isnan()
         tokens = self.embed(self.features(patches, levels, scales))
         written = observed.any(-1) & (adapt and self.config.backbone.writes)
@@ -180,6 +178,22 @@ class TimeSeriesModel(nn.Module):
             levels=last_rows(torch.cat([state.levels, levels], 1), keep, counts),
             scales=last_rows(torch.cat([state.scales, scales], 1), keep, counts),
         )
+
+    def scaled_patches(
+        self, values: Float[Tensor, "B T"], ends: Int[Tensor, "B N"], state: SeriesState
+    ) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"], Float[Tensor, "B N P"]]:
+        """Location and scale of the windows before these ends, and their last patches; some rows at a time, since the
+        windows hold every value `context / patch` times."""
+        context, patch = self.config.context, self.config.patch
+        rows = max(1, WINDOWS // max(1, ends.shape[1] * context))
+        found = []
+        for some, end, level, scale in zip(
+            *(part.split(rows) for part in (values, ends, state.levels[:, -1:], state.scales[:, -1:])), strict=True
+        ):
+            windows = gather_windows(some, end, context)
+            found.append((*self.carried_scale(windows, level, scale), windows[..., -patch:].clone()))
+        levels, scales, patches = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return levels, scales, patches
 
     def carried_scale(
         self, windows: Float[Tensor, "B N L"], level: Float[Tensor, "B 1"], scale: Float[Tensor, "B 1"]
