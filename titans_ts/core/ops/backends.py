@@ -54,8 +54,8 @@ OPS: dict[str, Op] = {
 def choose(config: MemoryConfig) -> str:
     """The name of the op that runs this memory: the configured one, else the fastest that has gradients.
 
-    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton": as its
-    kernels are now, they have not been held to the reference on a GPU.
+    "numba" is never chosen by itself: it has none, and its first call compiles for seconds. Nor is "triton", whose
+    kernels compile for seconds with every new shape.
 
     >>> choose(MemoryConfig(depth=1)), choose(MemoryConfig(depth=2))
     ('exact_linear', 'chunked')

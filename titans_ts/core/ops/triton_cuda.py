@@ -29,8 +29,7 @@ once more by `dual` altogether.
 Products are sums of three products of tensor cores with 11 bits each (`input_precision="tf32x3"`), about as good as
 float32. Sizes are padded to powers of two from 16 on, and what is padded is zero.
 
-On a GPU they ran once, before a fault in how programs wait for each other was found (RESULTS.md, "On a GPU"); with its
-correction they are checked in the interpreter, and compiled.
+They are checked in the interpreter, compiled, and held to the reference on a GPU (RESULTS.md, "On a GPU").
 
 B row, H head, N chunk, R row and head together, C token of the chunk, K key or value, J hidden, G gate.
 """
