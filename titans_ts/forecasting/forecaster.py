@@ -51,31 +51,20 @@ from .covariates import (
     refitted,
     with_map,
 )
+from .doubt import JUDGED
 from .ensemble import Voice, advance_voices, averaged, combined, start_voices, voice_tensors, voices_from_tensors
 from .fading import Fading, FadingState, fit_fading
 from .forecast import Forecast
+from .gram import Unit
 from .inference import advance, prefill, state_from_tensors, state_tensors
 from .intake import groups_of
 from .joint import JointPath, fit_joint, joint_at, joint_from_tensors, joint_tensors, refitted_joint
-from .linear import (
-    JUDGED,
-    PULLS,
-    SHARES,
-    LinearPath,
-    Part,
-    Unit,
-    apply_linear,
-    cut,
-    fit_linear,
-    in_proportion,
-    places,
-    series_scales,
-    spread,
-    windows_between,
-)
+from .linear import PULLS, SHARES, LinearPath, apply_linear, fit_linear
+from .mix import Part
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .training import Batch, Rows, TrainConfig, give_back, train
 from .transform import Arcsinh, fit_arcsinh, plain
+from .windows import cut, in_proportion, places, series_scales, spread, windows_between
 
 _SEEDING = Lock()
 BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
