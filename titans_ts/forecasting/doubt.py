@@ -22,6 +22,7 @@ def surely_less(loss: Float, other: Float, stretches: float = math.inf) -> bool:
 
     stretches: of how many horizons the groups are made that do not overlap; below `FEWEST` nothing is sure.
 
+    >>> import numpy as np
     >>> one = np.ones(4)
     >>> surely_less(0.9 * one, one), surely_less(np.array([0.2, 1.1, 1.1, 1.1]), one), surely_less(0.9 * one, one, 1.0)
     (True, False, False)

@@ -81,6 +81,7 @@ def in_proportion(panel: Panel, series: Int) -> Int:
     """Which windows of these series `[W]` to take, some again and others not at all, so that each counts as much as its
     series: as many as came, evenly over each series, in order.
 
+    >>> from dataclasses import replace
     >>> from titans_ts.forecasting.door import read
     >>> panel = replace(read(np.eye(2))[0], weights=np.array([1.0, 0.25]))
     >>> in_proportion(panel, np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 1])).tolist()
