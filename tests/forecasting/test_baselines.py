@@ -12,32 +12,22 @@ import pytest
 
 from titans_ts.forecasting.baselines import Ridge, SeasonalNaive, validation_ends
 from titans_ts.forecasting.door import read
-from titans_ts.forecasting.linear import (
-    PENALTIES,
-    Part,
-    Trials,
-    accumulate,
-    all_but_one,
+from titans_ts.forecasting.doubt import surely_less
+from titans_ts.forecasting.gram import PENALTIES, accumulate, pull_sums, solve
+from titans_ts.forecasting.linear import Trials, apply_linear, averaged, fit_linear, with_pull
+from titans_ts.forecasting.metrics import evaluate, weighted_quantile_loss
+from titans_ts.forecasting.mix import Part, all_but_one, in_turn, shares_of
+from titans_ts.forecasting.windows import (
     apart_from,
-    apply_linear,
-    averaged,
     blocks,
     centre,
     draw,
-    fit_linear,
-    in_turn,
     pace,
     places,
-    pull_sums,
     series_scales,
-    shares_of,
-    solve,
     spread,
-    surely_less,
     windows_between,
-    with_pull,
 )
-from titans_ts.forecasting.metrics import evaluate, weighted_quantile_loss
 
 SERIES = ("a", "b", "c")
 LEVELS = (80, 95)

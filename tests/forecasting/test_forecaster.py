@@ -21,8 +21,8 @@ from sklearn.model_selection import GridSearchCV
 from titans_ts import DataError, TitansForecaster
 from titans_ts.core.config import LOST, MemoryConfig
 from titans_ts.core.state import leaves, map_state
+from titans_ts.forecasting import ensemble, judging, training
 from titans_ts.forecasting import forecaster as module
-from titans_ts.forecasting import training
 from titans_ts.forecasting.baselines import validation_ends
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.inference import prefill
@@ -693,7 +693,7 @@ def test_fits_in_threads_give_the_numbers_of_one_after_the_other(monkeypatch):
             time.sleep(0.02)  # all threads are here at once
             super().__init__(config)
 
-    monkeypatch.setattr(module, "TimeSeriesModel", Slow)
+    monkeypatch.setattr(ensemble, "TimeSeriesModel", Slow)
 
     def fit(seed):
         dropout = 0.3 * (seed % 2)
@@ -962,11 +962,11 @@ def test_judging_starts_as_far_as_forecasts_are_made_from_it(weight):
 # A fit or update that fails
 
 
-@pytest.mark.parametrize("culprit", ["train", "prefill"])
-def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(culprit, monkeypatch):
+@pytest.mark.parametrize(("home", "culprit"), [(ensemble, "train"), (module, "prefill")], ids=["train", "prefill"])
+def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(home, culprit, monkeypatch):
     forecaster = make(season_length=7).fit(PAST)
     before, attributes = forecaster.predict(level=80), set(vars(forecaster))
-    monkeypatch.setattr(module, culprit, lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(home, culprit, lambda *args, **kwargs: 1 / 0)
     forecaster.set_params(season_length=None)
     with pytest.raises(ZeroDivisionError):
         forecaster.fit(wide(BERLIN))
@@ -1313,7 +1313,7 @@ def test_training_rows_of_long_series_tell_too_how_wide_intervals_are(length, to
         calm, 0.1, 1
     )
     one = make(train=LINEAR).fit(y)
-    monkeypatch.setattr(module, "LONG", float("inf"))
+    monkeypatch.setattr(judging, "LONG", float("inf"))
     other = make(train=LINEAR).fit(y)
     widths = [np.ptp(each.predict(level=80)[:, -2:], axis=1).mean() for each in (one, other)]
     if told:

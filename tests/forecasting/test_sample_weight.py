@@ -15,16 +15,10 @@ from titans_ts.forecasting.covariates import covariates_of, fit_covariates, grou
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.fading import fit_fading
 from titans_ts.forecasting.intake import weights_of
-from titans_ts.forecasting.linear import (
-    LinearPath,
-    Trials,
-    fit_linear,
-    in_proportion,
-    series_scales,
-    windows_between,
-)
+from titans_ts.forecasting.linear import LinearPath, Trials, fit_linear
 from titans_ts.forecasting.panel import Schema
 from titans_ts.forecasting.training import Batch, Sequences, any_of, confirmed_weight, draw, errors_left, losses
+from titans_ts.forecasting.windows import in_proportion, series_scales, windows_between
 from titans_ts.models.config import BackboneConfig
 
 HORIZON = 4

@@ -20,7 +20,8 @@ import torch
 
 from ..data import load
 from ..forecasting.baselines import Ridge, SeasonalNaive
-from ..forecasting.forecaster import PanelState, TitansForecaster
+from ..forecasting.forecaster import TitansForecaster
+from ..forecasting.inference import PanelState
 from ..forecasting.linear import fit_linear
 from ..forecasting.panel import Float
 from ..forecasting.training import TrainConfig

@@ -16,19 +16,10 @@ import numpy as np
 from .base import PanelForecaster
 from .copula import validation_scores
 from .forecast import Forecast
-from .linear import (
-    PENALTIES,
-    LinearPath,
-    apply_linear,
-    blocks,
-    context_scale,
-    draw,
-    fit_linear,
-    in_proportion,
-    series_scales,
-    windows_between,
-)
+from .gram import PENALTIES
+from .linear import LinearPath, apply_linear, fit_linear
 from .panel import Float, Int, Panel, spans
+from .windows import blocks, context_scale, draw, in_proportion, series_scales, windows_between
 
 State = TypeVar("State", bound=tuple[Any, ...])
 

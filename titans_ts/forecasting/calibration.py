@@ -14,8 +14,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.config import LOST
-from .linear import GROUPS, PROFILE_NUMBERS, series_scales, surely_less
+from .doubt import GROUPS, surely_less
+from .linear import PROFILE_NUMBERS
 from .panel import Float, Int, Panel
+from .windows import series_scales
 
 Intervals: TypeAlias = Literal["auto", "conformal", "head"]
 

@@ -15,9 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..core.config import MemoryConfig
+from ..models.config import BackboneConfig
 from .clock import Clock, CountClock, DateClock, PeriodClock, make_clock
 from .covariates import NUMBERS, CovariatePath, Effect
 from .layout import Layout
+from .linear import LinearPath
+from .mix import Part
 from .panel import Schema
 
 FORMAT = 7  # raised when an older reader would misread what is written
@@ -139,6 +143,54 @@ def clock_from_json(saved: Mapping[str, Any]) -> Clock:
         return PeriodClock(saved["base"], saved["step"])
     times = pd.DatetimeIndex([], dtype=f"datetime64[{saved['unit']}]").tz_localize(saved["tz"])
     return make_clock(times, np.zeros(0, dtype=bool), saved["freq"])
+
+
+def linear_to_json(path: LinearPath) -> dict[str, Any]:
+    """What is said in words of a linear path; its numbers are tensors."""
+    pooling = None if path.pooling == math.inf else path.pooling
+    return {
+        "penalty": path.penalty,
+        "unit": path.unit,
+        "pooling": pooling,
+        "blend": path.blend,
+        "mix": [
+            [part.unit, None if part.pooling == math.inf else part.pooling, part.halvings, part.usual, share]
+            for part, share in path.mix
+        ],
+        "share": path.share,
+        "pulled": path.pulled,
+        "ids": ids_to_json(path.ids),
+    }
+
+
+def linear_from_json(saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LinearPath:
+    """The inverse of `linear_to_json`, with the numbers among the tensors."""
+    pooling = math.inf if saved["pooling"] is None else saved["pooling"]
+    ids = tuple(id_from_json(name) for name in saved["ids"])
+    profile = tensors["profile"].numpy() if "profile" in tensors else None
+    mix = tuple(
+        (Part(unit, math.inf if to is None else to, halvings, usual), share)
+        for unit, to, halvings, usual, share in saved["mix"]
+    )
+    return LinearPath(
+        weights=tensors["linear"].numpy(),
+        penalty=saved["penalty"],
+        losses={},
+        unit=saved["unit"],
+        pooling=pooling,
+        blend=tuple(saved["blend"]),
+        ids=ids,
+        share=saved["share"],
+        profile=profile,
+        mix=mix,
+        pulled=saved["pulled"],
+        pull=tensors["pull"].numpy() if "pull" in tensors else None,
+    )
+
+
+def backbone_from_json(saved: Mapping[str, Any]) -> BackboneConfig:
+    """The inverse of `asdict`."""
+    return BackboneConfig(**{**saved, "memory": MemoryConfig(**saved["memory"])})
 
 
 def covariates_to_json(path: CovariatePath) -> dict[str, Any]:

@@ -35,21 +35,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.state import map_state
-from .linear import (
-    DEFAULT_PENALTY,
-    PENALTIES,
-    LinearPath,
-    apply_linear,
-    blocks,
-    context_scale,
-    cut,
-    draw,
-    fit_linear,
-    series_scales,
-    solve,
-    windows_between,
-)
+from .gram import DEFAULT_PENALTY, PENALTIES, solve
+from .linear import LinearPath, apply_linear, fit_linear
 from .panel import Covariates, Float, Int, Panel, Schema, spans
+from .windows import blocks, context_scale, cut, draw, series_scales, windows_between
 
 HUBER = 1.5  # standard deviations up to which an error counts squared
 ROUNDS = 4  # of weighting: more change the third digit of the weights

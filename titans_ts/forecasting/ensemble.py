@@ -3,23 +3,31 @@
 All that is in closed form is the same for every one of them, so that an ensemble costs as many times what the network
 costs, and no more. Each correction enters with the weight that the validation rows confirm of it alone.
 
-N series, F future step, Q quantile.
+N series, B row of a batch, L context, F future step, Q quantile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..models.config import TimeSeriesConfig
 from ..models.timeseries import Prediction, SeriesState, TimeSeriesModel
 from .inference import advance, prefill, state_from_tensors, state_tensors
-from .panel import Panel
-from .training import Batch
+from .linear import LinearPath, apply_linear
+from .panel import Int, Panel
+from .training import Batch, Fitted, Linear, Rows, TrainConfig, give_back, train
+from .windows import series_scales
+
+_SEEDING = Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +43,77 @@ class Correction(NamedTuple):
 
     shift: Float[Tensor, "N F"]
     offsets: Float[Tensor, "N F Q"]
+
+
+def learn_models(
+    config: TimeSeriesConfig,
+    path: LinearPath | None,
+    panel: Panel,
+    ends: Int,
+    settings: TrainConfig,
+    seeds: Iterable[int],
+    begun: Sequence[TimeSeriesModel],
+    device: torch.device,
+    *,
+    time_limit: float | None,
+    verbose: int,
+) -> list[tuple[TimeSeriesModel, Fitted]]:
+    """A model for every seed, trained on the rows before `ends` to correct the linear path (None: to forecast alone),
+    and what training found of it. `begun`: models whose weights the first ones go on from, where they fit.
+    time_limit: seconds for each."""
+    rows, train_ends = rows_of(panel, ends, device), torch.from_numpy(ends).to(device)
+    learnt = []
+    for place, seed in enumerate(seeds):
+        with _seeded(seed, device):
+            model = TimeSeriesModel(config).to(device)
+        if place < len(begun) and begun[place].config == config:
+            model.load_state_dict(begun[place].state_dict())
+        with _seeded(seed, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's
+            fitted = train(
+                model,
+                None if path is None else as_torch(path, panel),
+                rows,
+                train_ends,
+                settings,
+                seed=seed,
+                time_limit=time_limit,
+                verbose=verbose,
+            )
+        learnt.append((model, fitted))
+        give_back()
+    return learnt
+
+
+def rows_of(panel: Panel, ends: Int, device: torch.device) -> Rows:
+    """The panel as training wants it, errors counting in units of the rows before `ends`."""
+    return Rows(
+        values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
+        starts=torch.from_numpy(panel.offsets[:-1]).to(device),
+        ends=torch.from_numpy(panel.offsets[1:]).to(device),
+        units=torch.from_numpy(series_scales(panel, ends)).to(device),
+        weights=None if panel.weights is None else torch.from_numpy(panel.weights).to(device),
+    )
+
+
+def as_torch(path: LinearPath, panel: Panel) -> Linear:
+    """The linear path as training wants it: contexts [B, L] of these series [B] of the panel that fitted it, before
+    these of their rows [B]."""
+
+    def linear(contexts: Tensor, series: Tensor, rows: Tensor) -> Tensor:
+        owner, place = series.cpu().numpy(), rows.cpu().numpy()
+        steps, usual = panel.starts[owner] + place, panel.usual_before(owner, place)
+        forecast = apply_linear(path, contexts.cpu().numpy(), owner + 1, steps, usual)
+        return torch.from_numpy(forecast).to(contexts.device)
+
+    return linear
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators at `seed`, and afterwards where they were; one thread at a time, for all share them."""
+    with _SEEDING, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def combined(first: Prediction, weight: float, voices: Sequence[Voice], states: Sequence[SeriesState]) -> Correction:

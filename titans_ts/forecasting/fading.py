@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from .linear import series_scales
 from .panel import Float, Int, Panel
+from .windows import series_scales
 
 LEVEL_RATES = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 # (rate, what is left of the trend after each step): none, damped ones, and straight lines

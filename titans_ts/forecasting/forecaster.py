@@ -6,83 +6,44 @@ N series, L context, F future step, Q quantile.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from threading import Lock
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Int as IntTensor
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
 
-from ..core.config import LOST, MemoryConfig, require
+from ..core.config import LOST, require
 from ..core.state import join_rows, put_rows, select_rows
 from ..models.config import BackboneConfig, TimeSeriesConfig, Variant
-from ..models.timeseries import SeriesState, TimeSeriesModel, window_scale
+from ..models.timeseries import TimeSeriesModel
 from . import calendar
 from .base import Known, PanelForecaster
 from .baselines import DECILES, PAST, check_levels, usual_context, validation_ends
-from .calibration import Calibration, Intervals, Judged, calibrate, error_unit, season_scales
-from .checkpoint import (
-    clock_from_json,
-    clock_to_json,
-    covariates_from_json,
-    covariates_to_json,
-    id_from_json,
-    ids_to_json,
-    layout_from_json,
-    layout_to_json,
-    read_checkpoint,
-    write_checkpoint,
-)
+from .calibration import Calibration, Intervals, calibrate, error_unit, season_scales
+from .checkpoint import read_checkpoint, write_checkpoint
 from .copula import validation_scores
-from .covariates import (
-    CovariatePath,
-    CovariateState,
-    fit_covariates,
-    left_over_at,
-    path_tensors,
-    refitted,
-    with_map,
-)
-from .ensemble import Voice, advance_voices, averaged, combined, start_voices, voice_tensors, voices_from_tensors
-from .fading import Fading, FadingState, fit_fading
+from .covariates import CovariatePath, fit_covariates, left_over_at, refitted, with_map
+from .ensemble import Voice, advance_voices, combined, learn_models, start_voices
+from .fading import Fading, fit_fading
 from .forecast import Forecast
-from .inference import advance, prefill, state_from_tensors, state_tensors
+from .gram import Unit
+from .inference import PanelState, advance, prefill
 from .intake import groups_of
-from .joint import JointPath, fit_joint, joint_at, joint_from_tensors, joint_tensors, refitted_joint
-from .linear import (
-    JUDGED,
-    PULLS,
-    SHARES,
-    LinearPath,
-    Part,
-    Unit,
-    apply_linear,
-    cut,
-    fit_linear,
-    in_proportion,
-    places,
-    series_scales,
-    spread,
-    windows_between,
-)
+from .joint import JointPath, More, fit_joint, joint_at, refitted_joint
+from .judging import judge, said_before, said_in_validation, together, validated_horizons
+from .linear import PULLS, SHARES, LinearPath, apply_linear, fit_linear
+from .mix import Part
 from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
-from .training import Batch, Rows, TrainConfig, give_back, train
-from .transform import Arcsinh, fit_arcsinh, plain
+from .saving import params_from_json, restore, to_checkpoint
+from .training import Fitted, TrainConfig, give_back
+from .transform import fit_arcsinh, plain
+from .windows import in_proportion
 
-_SEEDING = Lock()
-BY_HEART = 20  # windows for each row of the context, below which a linear path fits them better than it forecasts
-LONG = 8  # the same in one series, from which on the errors of its training rows tell how large errors are
-BEFORE = 2  # windows of training rows that tell so, for each one of validation rows
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
-LISTS = ("quantiles", "known_covariates", "past_covariates", "static_covariates", "calendar")  # parameters of names
 POOLINGS = (math.inf, 8.0, 2.0, 0.3, 0.02)  # how strongly the linear maps of single series are drawn to the shared one
 # shares of the linear maps of the whole context, its later half and its last quarter, the whole one alone first
 BLENDS = tuple((1 - (b + c) / 4, b / 4, c / 4) for b in range(5) for c in range(5 - b))
@@ -94,18 +55,6 @@ PARTS = (
     *(Part(unit, math.inf, usual=True) for unit in UNITS),
     Part("series", 0.02, usual=True),
 )
-
-
-class PanelState(NamedTuple):
-    """What is kept of every series: the model's state, which step of the clock comes next (`LOST`: that is not known,
-    nor is the place of the season), its fading memories, and what its covariates leave behind (nothing without
-    covariates)."""
-
-    series: SeriesState
-    steps: IntTensor[Tensor, " N"]
-    fading: FadingState
-    covariates: Any = ()  # a CovariateState
-    voices: tuple[SeriesState, ...] = ()  # of the further models of an ensemble
 
 
 class TitansForecaster(PanelForecaster):
@@ -367,6 +316,57 @@ class TitansForecaster(PanelForecaster):
         return pairs[0][before > 0], before[before > 0]
 
     def _learn(self, panel: Panel) -> None:
+        self._check_choices()
+        self.levels_ = check_levels(self.quantiles)
+        context, patch = self._sizes(panel)
+        raw = self._long_enough(panel, patch)
+        beside, settings = raw.covariates, self.train or TrainConfig()
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31))
+        ends = validation_ends(raw, settings.validation, self.horizon)
+        panel, covariates = self._cleared(raw, ends, context, settings)
+        # Where it is off nothing is forecast by it, and the plain one will do.
+        ways: Any = {"units": UNITS, "poolings": POOLINGS, "blends": BLENDS, "parts": PARTS}
+        ways |= {"pulls": PULLS, "shares": SHARES}
+        path = self._path(panel, context, seed, train_ends=ends, **(ways if settings.linear else {}))
+        give_back()
+        seeds = (int(random.randint(2**31)) if place else seed for place in range(self.ensemble))
+        learnt = self._models(panel, path, ends, patch, settings, seeds)
+        fading = fit_fading(panel, self.horizon, self.season_length_, ends)
+        if covariates is not None and beside is not None:
+            covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
+        more, joint = added(covariates, panel, beside, context), None
+        if panel.groups is not None:
+            require(settings.linear, "what a group tells corrects the linear path: leave it on (train__linear).")
+            joint = fit_joint(panel, path, more, ends, panel.groups)
+            more = together(more, joint_at(joint, panel, context))
+        self.calibration_ = self._calibrated(learnt, path, fading, more, panel, ends, settings)
+        (self.model_, fitted), *others = learnt
+        self.voices_ = tuple(Voice(model, found.weight) for model, found in others)
+        self.linear_ = path if settings.linear else None
+        self.fading_, self.covariates_, self.joint_ = fading, covariates, joint
+        self.correction_, self.history_ = fitted.weight, fitted.history
+        del learnt, fitted, others  # as large as all that follows
+        give_back()
+        self.context_length_, self.patch_length_ = context, patch
+        # Measured before all that is in closed form learns the validation rows too.
+        self.scores_ = validation_scores(self, raw, ends, PAST * context)
+        if settings.refit:
+            if covariates is not None:
+                covariates = refitted(covariates, raw)
+                panel = covariates.without_effect(raw)
+            path = self._same_path(path, panel, context, seed)
+            if covariates is not None and beside is not None:
+                covariates = with_map(
+                    covariates, path, panel, beside, panel.lengths, self.season_length_, confirm=False
+                )
+            if joint is not None:
+                self.joint_ = refitted_joint(joint, panel, path, added(covariates, panel, beside, context))
+            self.linear_ = path if settings.linear else None
+            self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
+            self.covariates_ = covariates
+
+    def _check_choices(self) -> None:
         require(self.point in ("mean", "median"), f"point={self.point!r} must be 'mean' or 'median'.")
         require(
             self.intervals in ("auto", "conformal", "head"),
@@ -377,112 +377,106 @@ class TitansForecaster(PanelForecaster):
             isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1,
             f"ensemble={count!r} must be a whole number of models, 1 or more.",
         )
-        self.levels_ = check_levels(self.quantiles)
-        context, patch = self._sizes(panel)
-        panel = self._long_enough(panel, patch)
-        settings = self.train or TrainConfig()
-        random = check_random_state(self.random_state)
-        seed = int(random.randint(2**31))
-        ends = validation_ends(panel, settings.validation, self.horizon)
-        raw, beside, covariates, more = panel, panel.covariates, None, None
+
+    def _cleared(
+        self, panel: Panel, ends: Int, context: int, settings: TrainConfig
+    ) -> tuple[Panel, CovariatePath | None]:
+        """The panel without the effect of its covariates, and these; without any, on the scales of `transform_`, which
+        are found here."""
         self.transform_ = plain(panel.ids)
-        if beside is None and self.point == "median":
+        if panel.covariates is None and self.point == "median":
             self.transform_ = fit_arcsinh(panel, ends, context, int(self.horizon))
             panel = self.transform_.of(panel)
-        if beside is not None:
-            require(
-                settings.linear or not (beside.schema.past or beside.schema.static),
-                "past and static covariates correct the linear path: leave it on (train__linear).",
-            )
-            covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
-            panel = covariates.without_effect(panel)
+        if panel.covariates is None:
+            return panel, None
+        schema = panel.covariates.schema
+        require(
+            settings.linear or not (schema.past or schema.static),
+            "past and static covariates correct the linear path: leave it on (train__linear).",
+        )
+        covariates = fit_covariates(panel, ends, context, self.horizon, self.season_length_)
+        return covariates.without_effect(panel), covariates
+
+    def _path(self, panel: Panel, context: int, seed: int, **ways: Any) -> LinearPath:
+        """The linear path of as many windows as `LINEAR_WORK` allows."""
         most = int(LINEAR_WORK / (context * (context + self.horizon)))
-        linear_fit = partial(
-            fit_linear,
+        return fit_linear(
+            panel,
             context=context,
             horizon=self.horizon,
             max_windows=most,
             season=self.season_length_,
             seed=seed,
+            **ways,
         )
-        # Where it is off nothing is forecast by it, and the plain one will do.
-        ways: Any = {"units": UNITS, "poolings": POOLINGS, "blends": BLENDS, "parts": PARTS}
-        ways |= {"pulls": PULLS, "shares": SHARES}
-        path = linear_fit(panel, train_ends=ends, **(ways if settings.linear else {}))
-        give_back()
+
+    def _same_path(self, path: LinearPath, panel: Panel, context: int, seed: int) -> LinearPath:
+        """The same choices, fitted to all rows."""
+        whole = self._path(
+            panel,
+            context,
+            seed,
+            penalties=(path.penalty,),
+            units=(path.unit,),
+            poolings=(path.pooling,),
+            blends=(path.blend,),
+            shares=(path.share,),
+            pulls=(path.pulled,),
+            mix=path.mix,
+        )
+        return replace(whole, losses=path.losses)
+
+    def _models(
+        self, panel: Panel, path: LinearPath, ends: Int, patch: int, settings: TrainConfig, seeds: Iterable[int]
+    ) -> list[tuple[TimeSeriesModel, Fitted]]:
+        """The trained models, one a seed, and what training found of each."""
         config = TimeSeriesConfig(
-            horizon=int(self.horizon), context=context, patch=patch, quantiles=self.levels_, backbone=self._backbone()
+            horizon=int(self.horizon),
+            context=path.context_length,
+            patch=patch,
+            quantiles=self.levels_,
+            backbone=self._backbone(),
         )
-        device = self._device()
-        rows = Rows(
-            values=torch.from_numpy(np.ascontiguousarray(panel.values)).to(device),
-            starts=torch.from_numpy(panel.offsets[:-1]).to(device),
-            ends=torch.from_numpy(panel.offsets[1:]).to(device),
-            units=torch.from_numpy(series_scales(panel, ends)).to(device),
-            weights=None if panel.weights is None else torch.from_numpy(panel.weights).to(device),
+        again = self.warm_start and hasattr(self, "model_")
+        return learn_models(
+            config,
+            path if settings.linear else None,
+            panel,
+            ends,
+            settings,
+            seeds,
+            [self.model_, *(voice.model for voice in self.voices_)] if again else [],
+            self._device(),
+            time_limit=None if self.time_limit is None else self.time_limit / self.ensemble,
+            verbose=self.verbose,
         )
-        begun = [self.model_, *(voice.model for voice in self.voices_)] if hasattr(self, "model_") else []
-        learnt = []
-        for place in range(count):
-            own = seed if not place else int(random.randint(2**31))
-            with _seeded(own, device):
-                model = TimeSeriesModel(config).to(device)
-            if self.warm_start and place < len(begun) and begun[place].config == config:
-                model.load_state_dict(begun[place].state_dict())
-            with _seeded(own, device) if config.backbone.dropout else nullcontext():  # nothing else draws from torch's
-                fitted = train(
-                    model,
-                    _as_torch(path, panel) if settings.linear else None,
-                    rows,
-                    torch.from_numpy(ends).to(device),
-                    settings,
-                    seed=own,
-                    time_limit=None if self.time_limit is None else self.time_limit / count,
-                    verbose=self.verbose,
-                )
-            learnt.append((model, fitted))
-            give_back()
-        (model, fitted), voices = learnt[0], tuple(Voice(each, found.weight) for each, found in learnt[1:])
-        heads = [found.judged for _, found in learnt if found.judged is not None]
-        fading = fit_fading(panel, self.horizon, self.season_length_, ends)
-        if covariates is not None and beside is not None:
-            covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
-            more = left_over_at(covariates, panel, beside, context)
-        joint = None
-        if panel.groups is not None:
-            require(settings.linear, "what a group tells corrects the linear path: leave it on (train__linear).")
-            joint = fit_joint(panel, path, more, ends, panel.groups)
-            more = together(more, joint_at(joint, panel, context))
+
+    def _calibrated(
+        self,
+        learnt: Sequence[tuple[TimeSeriesModel, Fitted]],
+        path: LinearPath,
+        fading: Fading,
+        more: More | None,
+        panel: Panel,
+        ends: Int,
+        settings: TrainConfig,
+    ) -> Calibration:
+        """How the parts of the forecast are put together, by the validation rows."""
         scales = season_scales(panel, ends, self.season_length_)
-        said = None
-        if len(heads) == count:
-            said = said_by_model(*averaged(heads, [found.weight for _, found in learnt]))
-        if said is None or not np.isfinite(said.truth).any():
-            require(
-                settings.linear or said is not None,
-                "no series is long enough to train on: leave the linear path on (train__linear).",
-            )
-            said = said_by_linear(path, panel, ends, panel.lengths)
-            if not np.isfinite(said.truth).any():  # nothing was observed in the validation rows
-                said = said_by_linear(path, panel, np.zeros_like(ends), panel.lengths)
+        said = said_in_validation(learnt, path, panel, ends, settings.linear)
         require(
             self.intervals != "head" or said.head is not None,
             "intervals='head' needs a trained head, and nothing was trained: train for some steps, on longer series, "
             "or take intervals='conformal'.",
         )
         said = said.at(in_proportion(panel, said.series))
-        horizons = validated_horizons(said, panel, ends, context)
+        horizons = validated_horizons(said, panel, ends, path.context_length)
         judged = judge(said, fading, more, panel, scales, horizons)
-        earlier = None
-        long = np.maximum(ends - self.horizon, 0).mean() >= LONG * context
-        if settings.linear and long and (said.origins >= ends[said.series]).any():
-            earlier_ones = min(BEFORE * len(said.series), JUDGED)
-            trained = said_by_linear(path, panel, np.zeros_like(ends), ends, earlier_ones)
-            trained = trained.at(in_proportion(panel, trained.series))
-            earlier = judge(trained, fading, more, panel, scales, horizons)
-            del trained
+        before = said_before(said, path, panel, ends) if settings.linear else None
+        earlier = None if before is None else judge(before, fading, more, panel, scales, horizons)
+        del before
         give_back()
-        calibration = calibrate(
+        return calibrate(
             judged,
             self.levels_,
             self.intervals,
@@ -492,42 +486,6 @@ class TitansForecaster(PanelForecaster):
             season=self.season_length_,
             mix=settings.fading,
         )
-        self.model_, self.voices_ = model, voices
-        self.linear_ = path if settings.linear else None
-        self.fading_, self.calibration_, self.covariates_ = fading, calibration, covariates
-        self.joint_ = joint
-        self.correction_, self.history_ = fitted.weight, fitted.history
-        del learnt, heads, fitted, said, judged, earlier  # as large as all that follows
-        give_back()
-        self.context_length_, self.patch_length_ = context, patch
-        # Measured before all that is in closed form learns the validation rows too.
-        self.scores_ = validation_scores(self, raw, ends, PAST * context)
-        if settings.refit:
-            if covariates is not None:
-                covariates = refitted(covariates, raw)
-                panel = covariates.without_effect(raw)
-            whole = linear_fit(
-                panel,
-                penalties=(path.penalty,),
-                units=(path.unit,),
-                poolings=(path.pooling,),
-                blends=(path.blend,),
-                shares=(path.share,),
-                pulls=(path.pulled,),
-                mix=path.mix,
-            )
-            path = replace(whole, losses=path.losses)
-            if covariates is not None and beside is not None:
-                ends = panel.lengths
-                covariates = with_map(covariates, path, panel, beside, ends, self.season_length_, confirm=False)
-            if joint is not None:
-                more = None
-                if covariates is not None and beside is not None:
-                    more = left_over_at(covariates, panel, beside, context)
-                self.joint_ = refitted_joint(joint, panel, path, more)
-            self.linear_ = path if settings.linear else None
-            self.fading_ = fit_fading(panel, self.horizon, self.season_length_)
-            self.covariates_ = covariates
 
     def _start(self, panel: Panel) -> PanelState:
         return self._started(panel, whole=True)
@@ -638,131 +596,14 @@ class TitansForecaster(PanelForecaster):
         be loaded safely.
         """
         check_is_fitted(self, "_known")
-        known = self._known
-        params = self.get_params(deep=False)
-        params["model"] = None if self.model is None else asdict(self.model)
-        params["train"] = None if self.train is None else asdict(self.train)
-        for name in LISTS:
-            params[name] = list(params[name])
-        if isinstance(self.random_state, np.random.RandomState):
-            params["random_state"] = None  # a generator has no spelling; its draws are in the weights already
-        config = {
-            "params": params,
-            "model": asdict(self.model_.config),
-            "linear": None if self.linear_ is None else _linear_to_json(self.linear_),
-            "fading": {"season": self.fading_.season, "ids": ids_to_json(self.fading_.ids)},
-            "correction": self.correction_,
-            "calibration": {
-                name: getattr(self.calibration_, name)
-                for name in ("mean", "median", "head", "width", "lean", "bounded")
-            },
-            "history": self.history_,
-            "freq": self.freq_,
-            "season_length": self.season_length_,
-            "skipped": [[*ids_to_json((name,)), why] for name, why in self.skipped_.items()],
-            "ids": ids_to_json(known.ids),
-            "clock": clock_to_json(known.clock),
-            "layout": layout_to_json(self._layout),
-        }
-        if self.covariates_ is not None:
-            config["covariates"] = covariates_to_json(self.covariates_)
-        tensors = {f"model.{name}": tensor for name, tensor in self.model_.state_dict().items()}
-        tensors |= state_tensors(known.state.series)
-        tensors |= {
-            "steps": known.state.steps,
-            "rates": torch.from_numpy(self.fading_.rates),
-            "rate_weights": torch.from_numpy(self.fading_.weights),
-            "known": torch.from_numpy(self.fading_.known),
-            "errors": torch.from_numpy(self.calibration_.table),
-            "error_habits": torch.from_numpy(self.calibration_.habits),
-            "error_sizes": torch.from_numpy(self.calibration_.sizes),
-            "bends": torch.from_numpy(np.stack([self.transform_.edge, self.transform_.size])),
-            **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
-            "ends": torch.from_numpy(known.ends),
-            "phases": torch.from_numpy(known.phases),
-            "scores": torch.from_numpy(self.scores_),
-        }
-        if self.covariates_ is not None:
-            tensors |= path_tensors(self.covariates_)
-            tensors |= {f"beside.{name}": part for name, part in known.state.covariates._asdict().items()}
-        if self.joint_ is not None:
-            tensors |= joint_tensors(self.joint_)
-        if self.voices_:
-            config["voices"] = [voice.weight for voice in self.voices_]
-            tensors |= voice_tensors(self.voices_, known.state.voices)
-        if self.linear_ is not None:
-            tensors["linear"] = torch.from_numpy(self.linear_.weights)
-            if self.linear_.pull is not None:
-                tensors["pull"] = torch.from_numpy(self.linear_.pull)
-            if self.linear_.profile is not None:
-                tensors["profile"] = torch.from_numpy(self.linear_.profile)
-        write_checkpoint(path, config, tensors)
+        write_checkpoint(path, *to_checkpoint(self))
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto") -> Self:
         """The forecaster that `save` wrote: the same numbers, bit for bit, and ready for `update`."""
         config, tensors = read_checkpoint(path)
-        params = config["params"]
-        params["model"] = None if params["model"] is None else _backbone_from(params["model"])
-        params["train"] = None if params["train"] is None else TrainConfig(**params["train"])
-        for name in LISTS:
-            params[name] = tuple(params[name])
-        forecaster = cls(**{**params, "device": device})
-        shape = config["model"]
-        shape["backbone"], shape["quantiles"] = _backbone_from(shape["backbone"]), tuple(shape["quantiles"])
-        model = TimeSeriesModel(TimeSeriesConfig(**shape)).to(forecaster._device())
-        weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        model.load_state_dict(weights)
-        forecaster.model_ = model.eval()
-        forecaster.linear_ = None
-        if config["linear"] is not None:
-            forecaster.linear_ = _linear_from_json(config["linear"], tensors)
-        forecaster.covariates_ = None
-        beside: Any = ()
-        if "covariates" in config:
-            forecaster.covariates_ = covariates_from_json(config["covariates"], tensors)
-            place = forecaster._device()
-            beside = CovariateState(**{name: tensors[f"beside.{name}"].to(place) for name in CovariateState._fields})
-        forecaster.joint_ = joint_from_tensors(tensors)
-        forecaster.voices_, states = voices_from_tensors(forecaster.model_, config.get("voices", []), tensors)
-        forecaster.correction_ = config["correction"]
-        forecaster.calibration_ = Calibration(
-            **config["calibration"],
-            table=tensors["errors"].numpy(),
-            habits=tensors["error_habits"].numpy(),
-            sizes=tensors["error_sizes"].numpy(),
-        )
-        forecaster.fading_ = Fading(
-            rates=tensors["rates"].numpy(),
-            weights=tensors["rate_weights"].numpy(),
-            known=tensors["known"].numpy(),
-            season=config["fading"]["season"],
-            ids=tuple(id_from_json(name) for name in config["fading"]["ids"]),
-        )
-        edge, size = tensors["bends"].numpy()
-        forecaster.transform_ = Arcsinh(edge, size, forecaster.fading_.ids)
-        forecaster.scores_ = tensors["scores"].numpy()
-        forecaster.history_ = [(step, loss) for step, loss in config["history"]]
-        forecaster.levels_ = model.config.quantiles
-        forecaster.context_length_, forecaster.patch_length_ = model.config.context, model.config.patch
-        forecaster.freq_, forecaster.season_length_ = config["freq"], config["season_length"]
-        forecaster.skipped_ = {id_from_json(name): why for name, why in config["skipped"]}
-        forecaster._layout = layout_from_json(config["layout"])
-        forecaster._known = Known(
-            ids=tuple(id_from_json(name) for name in config["ids"]),
-            ends=tensors["ends"].numpy(),
-            phases=tensors["phases"].numpy(),
-            clock=clock_from_json(config["clock"]),
-            state=PanelState(
-                series=state_from_tensors(model, tensors),
-                steps=tensors["steps"].to(forecaster._device()),
-                fading=FadingState(
-                    *(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)
-                ),
-                covariates=beside,
-                voices=states,
-            ),
-        )
+        forecaster = cls(**{**params_from_json(config["params"]), "device": device})
+        restore(forecaster, config, tensors)
         return forecaster
 
     # Choices
@@ -805,76 +646,9 @@ class TitansForecaster(PanelForecaster):
         return torch.device(self.device)
 
 
-def together(
-    one: Callable[[Int, Int], Float] | None, other: Callable[[Int, Int], Float]
-) -> Callable[[Int, Int], Float]:
-    """What both add."""
-    return other if one is None else lambda series, origins: one(series, origins) + other(series, origins)
-
-
-class Said(NamedTuple):
-    """Forecasts [W, H] of series [W] behind some number of their rows [W] in the order of time, what came, the head's
-    quantiles around them [W, H, Q] (None without a trained head), and the deviations of the windows [W]."""
-
-    series: Int
-    origins: Int
-    truth: Float
-    main: Float
-    head: Float | None
-    deviation: Float
-
-    def at(self, rows: Int) -> Said:
-        """These of the forecasts."""
-        series, origins, truth, main, head, deviation = self
-        head = None if head is None else head[rows]
-        return Said(series[rows], origins[rows], truth[rows], main[rows], head, deviation[rows])
-
-
-def said_by_linear(path: LinearPath, panel: Panel, begin: Int, stop: Int, most: int = JUDGED) -> Said:
-    """Forecasts of the linear path alone for rows `begin[i], ..., stop[i] - 1`, or for all rows where those are none:
-    of about `most` windows."""
-    windows = windows_between(panel, path.context_length, path.horizon, begin, stop)
-    if not windows.total:
-        windows = windows_between(panel, path.context_length, path.horizon, np.zeros_like(begin), panel.lengths)
-    series, origins = places(spread(windows, most))
-    order = np.argsort(origins / panel.lengths[series], kind="stable")
-    series, origins = series[order], origins[order]
-    contexts, truth = cut(windows, series, origins)
-    rows, steps = path.rows_of(panel.ids)[series], panel.starts[series] + origins
-    main = apply_linear(path, contexts, rows, steps, panel.usual_before(series, origins))
-    return Said(series, origins, truth, main, None, window_scale(torch.from_numpy(contexts))[1].numpy())
-
-
-def said_by_model(batch: Batch, weight: float) -> Said:
-    """Forecasts of the model, with this weight of its correction."""
-    numbers = (batch.base, batch.shift, batch.scale, batch.truth)
-    base, shift, scale, truth = (part.double().cpu().numpy() for part in numbers)
-    series, origins, offsets = (part.cpu().numpy() for part in (batch.series, batch.origin, batch.offsets))
-    return Said(series, origins, truth, base + weight * scale[:, None] * shift, scale[:, None, None] * offsets, scale)
-
-
-def judge(
-    said: Said, fading: Fading, more: Callable[[Int, Int], Float] | None, panel: Panel, scales: Float, horizons: float
-) -> Judged:
-    """These forecasts, with what past and static covariates add, beside those of the fading memories."""
-    slow, ripe, surprise, bounds = fading.at(panel, said.series, said.origins, said.truth.shape[1])
-    main = said.main if more is None else said.main + more(said.series, said.origins)
-    unit = error_unit(said.deviation, surprise)
-    steps, scale = panel.starts[said.series] + said.origins, scales[said.series]
-    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, surprise, bounds, steps, scale, horizons)
-
-
-def validated_horizons(said: Said, panel: Panel, ends: Int, context: int) -> float:
-    """How many horizons the validation rows of a series are long, on average over the series that have some.
-
-    Where the forecasts are of training rows, those stand in for one horizon if there are so many that the linear path
-    cannot have learnt them by heart, and else for none.
-    """
-    horizon = said.truth.shape[1]
-    later = said.origins >= ends[said.series]
-    if (np.isfinite(said.truth).any(1) & later).any():
-        return float((panel.lengths - ends)[panel.lengths > ends].mean()) / horizon
-    return float(np.maximum(panel.lengths - horizon, 0).sum() >= BY_HEART * context)
+def added(covariates: CovariatePath | None, panel: Panel, beside: Covariates | None, context: int) -> More | None:
+    """What past and static covariates `beside` add to the linear forecasts of the panel without effects."""
+    return None if covariates is None or beside is None else left_over_at(covariates, panel, beside, context)
 
 
 def _check_static(new: Panel, beside: Covariates, known: Known) -> None:
@@ -890,72 +664,6 @@ def _check_static(new: Panel, beside: Covariates, known: Known) -> None:
             f"series {new.ids[there[row[0]]]!r}: static covariate {schema.static[owner[column[0]]]!r} is not what it "
             "was before. Fix: correct it, or fit with it among known_covariates."
         )
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators at `seed`, and afterwards where they were; one thread at a time, for all share them."""
-    with _SEEDING, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-def _as_torch(path: LinearPath, panel: Panel) -> Any:
-    """The linear path as training wants it: contexts [B, L] of these series [B] of the panel that fitted it, before
-    these of their rows [B]."""
-
-    def linear(contexts: Tensor, series: Tensor, rows: Tensor) -> Tensor:
-        owner, place = series.cpu().numpy(), rows.cpu().numpy()
-        steps, usual = panel.starts[owner] + place, panel.usual_before(owner, place)
-        forecast: Float = apply_linear(path, contexts.cpu().numpy(), owner + 1, steps, usual)
-        return torch.from_numpy(forecast).to(contexts.device)
-
-    return linear
-
-
-def _linear_to_json(path: LinearPath) -> dict[str, Any]:
-    pooling = None if path.pooling == math.inf else path.pooling
-    return {
-        "penalty": path.penalty,
-        "unit": path.unit,
-        "pooling": pooling,
-        "blend": path.blend,
-        "mix": [
-            [part.unit, None if part.pooling == math.inf else part.pooling, part.halvings, part.usual, share]
-            for part, share in path.mix
-        ],
-        "share": path.share,
-        "pulled": path.pulled,
-        "ids": ids_to_json(path.ids),
-    }
-
-
-def _linear_from_json(saved: dict[str, Any], tensors: dict[str, Tensor]) -> LinearPath:
-    pooling = math.inf if saved["pooling"] is None else saved["pooling"]
-    ids = tuple(id_from_json(name) for name in saved["ids"])
-    profile = tensors["profile"].numpy() if "profile" in tensors else None
-    mix = tuple(
-        (Part(unit, math.inf if to is None else to, halvings, usual), share)
-        for unit, to, halvings, usual, share in saved["mix"]
-    )
-    return LinearPath(
-        weights=tensors["linear"].numpy(),
-        penalty=saved["penalty"],
-        losses={},
-        unit=saved["unit"],
-        pooling=pooling,
-        blend=tuple(saved["blend"]),
-        ids=ids,
-        share=saved["share"],
-        profile=profile,
-        mix=mix,
-        pulled=saved["pulled"],
-        pull=tensors["pull"].numpy() if "pull" in tensors else None,
-    )
-
-
-def _backbone_from(saved: dict[str, Any]) -> BackboneConfig:
-    return BackboneConfig(**{**saved, "memory": MemoryConfig(**saved["memory"])})
 
 
 def _replaced(config: Any, changes: dict[str, Any]) -> Any:

@@ -2,20 +2,38 @@
 
 Panels go through in blocks of rows and of time, so that memory does not grow with the panel; by the split law the
 blocks do not show in the result.
+
+N series, B rows of one block, T time.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
+from jaxtyping import Int as IntTensor
 from torch import Tensor
 
 from ..core.state import join_rows, leaves, put_rows, select_rows
 from ..models.timeseries import SeriesState, TimeSeriesModel
+from .fading import FadingState
 from .panel import Int, Panel
 
 ROWS = 512  # series that go through the model together
 VALUES = 2**19  # values of the windows of one pass, 4 MB; with what is computed on the way about ten times that
+
+
+class PanelState(NamedTuple):
+    """What is kept of every series: the model's state, which step of the clock comes next (`LOST`: that is not known,
+    nor is the place of the season), its fading memories, and what its covariates leave behind (nothing without
+    covariates)."""
+
+    series: SeriesState
+    steps: IntTensor[Tensor, " N"]
+    fading: FadingState
+    covariates: Any = ()  # a CovariateState
+    voices: tuple[SeriesState, ...] = ()  # of the further models of an ensemble
 
 
 def prefill(model: TimeSeriesModel, past: Panel) -> SeriesState:

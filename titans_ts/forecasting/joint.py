@@ -27,25 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .linear import (
-    FEWEST,
-    GROUPS,
-    JUDGED,
-    OWN_NUMBERS,
-    LinearPath,
-    Windows,
-    apply_linear,
-    blocks,
-    centre,
-    cut,
-    places,
-    series_scales,
-    solve,
-    spread,
-    surely_less,
-    windows_between,
-)
+from .doubt import FEWEST, GROUPS, JUDGED, surely_less
+from .gram import solve
+from .linear import OWN_NUMBERS, LinearPath, apply_linear
 from .panel import Float, Int, Panel
+from .windows import Windows, blocks, centre, cut, places, series_scales, spread, windows_between
 
 MEMBERS = 8  # of a group that a series listens to, at most
 CANDIDATES = 256  # members of a group that these are chosen of, at most

@@ -18,12 +18,13 @@ from ..core.ops.fading import finish_some, take_in_some
 from .calibration import Calibration, next_to_median
 from .fading import Fading, FadingState
 from .forecast import Forecast
+from .inference import PanelState
 from .panel import Float, Int
 from .transform import Arcsinh
 
 if TYPE_CHECKING:
     from ..models.fused import FusedModel, Readout
-    from .forecaster import PanelState, TitansForecaster
+    from .forecaster import TitansForecaster
 
 
 class StreamingForecaster:
@@ -177,8 +178,6 @@ class StreamingForecaster:
 
     def panel_state(self) -> PanelState:
         """The states of all series as `TitansForecaster` has them: a copy."""
-        from .forecaster import PanelState
-
         _, _, own, _, *held = self._fading
         steps, *parts = (torch.from_numpy(part.copy()) for part in (self.readout.steps, *held, own))
         return PanelState(self.model.series_state(), steps, FadingState(*parts))

@@ -22,7 +22,7 @@ from ..core.config import require
 from ..core.state import join_rows, map_state, select_rows
 from ..models.timeseries import Encoded, SeriesState, TimeSeriesModel, windows_at
 from .adamw import AdamW
-from .linear import PENALTIES, Gram, choose_penalty, solve
+from .gram import PENALTIES, Gram, choose_penalty, solve
 
 # contexts [B, L], NaN where missing, of series [B] before these of their rows [B] to forecasts [B, F]; float64
 Linear = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -19,19 +19,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from .linear import (
-    DEFAULT_PENALTY,
-    FEWEST,
-    GROUPS,
-    accumulate,
-    blocks,
-    centre,
-    solve,
-    spread,
-    surely_less,
-    windows_between,
-)
+from .doubt import FEWEST, GROUPS, surely_less
+from .gram import DEFAULT_PENALTY, accumulate, solve
 from .panel import Float, Int, Panel
+from .windows import blocks, centre, spread, windows_between
 
 SIDES = (0.0, 1.0)  # the edge is the least value of a series, or the greatest
 BENDS = (1.0, 4.0)  # how often the distance of the median from the edge is larger than the size
