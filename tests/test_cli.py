@@ -234,3 +234,35 @@ def test_groups_and_ensembles_are_options(titans, tmp_path):
     refused = titans("fit", tmp_path / "past.csv", "--out", tmp_path / "other", *options, "--multivariate")
     assert refused.code == 2
     assert "pass one of the two" in refused.err
+
+
+def test_text_that_looks_like_numbers_in_one_file_is_the_same_category(titans, tmp_path):
+    random = np.random.default_rng(0)
+    promo = random.choice(["none", "1", "2"], size=120)
+    days = pd.date_range("2024-01-01", periods=130, freq="D")
+    effect = {"none": 0.0, "1": 5.0, "2": 10.0}
+    past = pd.DataFrame({"unique_id": "NA", "ds": days[:120], "promo": promo})
+    past["y"] = [effect[kind] + 0.1 * random.normal() for kind in promo]
+    past.to_csv(tmp_path / "past.csv", index=False)
+    fit = [tmp_path / "past.csv", "--out", tmp_path / "model", "--horizon", 3, "--known", "promo", "--time-limit", 0]
+    made = titans("fit", *fit)
+    assert made.code == 0, made.err
+    ahead = pd.DataFrame({"unique_id": "NA", "ds": days[120:123], "promo": ["2", "2", "1"]})
+    ahead.to_csv(tmp_path / "ahead.csv", index=False)  # a column of numbers
+    out = titans("predict", tmp_path / "model", "--future", tmp_path / "ahead.csv", "--level", 99.5)
+    table = pd.read_csv(io.StringIO(out.out), keep_default_na=False)
+    np.testing.assert_allclose(table["TitansForecaster"], [10, 10, 5], atol=1)
+    assert set(table["unique_id"]) == {"NA"}
+    assert "TitansForecaster-hi-99.5" in table
+
+
+def test_hours_through_a_change_of_the_clock_are_read_in_utc(titans, tmp_path):
+    hours = pd.date_range("2024-03-29", periods=90, freq="h", tz="Europe/Berlin")
+    whole = pd.DataFrame({"unique_id": "a", "ds": hours, "y": np.sin(np.arange(90) / 4)})
+    for name, part in (("past", whole[:80]), ("later", whole[80:])):  # the second has one offset, the first two
+        part.to_csv(tmp_path / f"{name}.csv", index=False)
+    made = titans("fit", tmp_path / "past.csv", "--out", tmp_path / "model", "--horizon", 3, "--time-limit", 0)
+    assert made.code == 0, made.err
+    assert titans("update", tmp_path / "model", tmp_path / "later.csv").code == 0
+    table = titans("predict", tmp_path / "model").table()
+    assert table["ds"].tolist() == list(pd.date_range(hours[-1], periods=4, freq="h").tz_convert("UTC")[1:])

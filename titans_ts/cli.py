@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -117,7 +120,7 @@ def fit(
 def predict(
     model: ModelFolder,
     horizon: Annotated[int | None, typer.Option(help="Steps; default: all that was fitted.")] = None,
-    level: Annotated[list[int] | None, typer.Option(help="Central intervals in per cent, repeatable.")] = None,
+    level: Annotated[list[float] | None, typer.Option(help="Central intervals in per cent, repeatable.")] = None,
     future: Annotated[
         Path | None, typer.Option(help="Long CSV of the known covariates of every step to forecast.")
     ] = None,
@@ -490,14 +493,29 @@ def tables(
 def _read(path: Path, id_col: str, time_col: str) -> object:
     import pandas as pd
 
-    # Ids stay text: "007" in one file and 7 in the next would be two series.
+    # Ids stay text: "007" in one file and 7 in the next would be two series, and "NA" is an id like any other.
     try:
         frame = pd.read_csv(path, dtype={id_col: str})
+        if id_col in frame.columns and frame[id_col].isna().any():
+            frame[id_col] = pd.read_csv(path, usecols=[id_col], dtype=str, keep_default_na=False, na_values=[""])[
+                id_col
+            ]
         if time_col in frame.columns and not pd.api.types.is_numeric_dtype(frame[time_col]):
-            frame[time_col] = pd.to_datetime(frame[time_col])
+            frame[time_col] = _times(frame[time_col])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return frame
+
+
+def _times(column: pd.Series) -> pd.Series:
+    """Timestamps from text; those with an offset in UTC, since a column may have that of summer and that of winter."""
+    import pandas as pd
+
+    try:
+        times = pd.to_datetime(column)
+    except ValueError:
+        return pd.to_datetime(column, utc=True)
+    return times.dt.tz_convert("UTC") if isinstance(times.dtype, pd.DatetimeTZDtype) else times
 
 
 def main() -> None:

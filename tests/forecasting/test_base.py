@@ -181,6 +181,49 @@ def test_arrays_and_single_rows_are_updates_too(forecaster):
     np.testing.assert_allclose(forecaster.predict(), expected)
 
 
+def test_one_row_of_all_series_is_not_one_series(forecaster):
+    values = np.random.default_rng(0).normal(size=(60, 2))
+    forecaster.fit(values)
+    for call in (forecaster.update, forecaster.score):
+        with pytest.raises(DataError, match=r"y\[None\]"):
+            call(values[0])
+    forecaster.update(values[0][None])
+    assert forecaster._known.ends.tolist() == [60, 60]
+
+
+def test_a_series_without_a_name_goes_on_and_one_with_another_name_is_refused(forecaster):
+    whole = pd.Series(np.sin(np.arange(60.0)), pd.date_range("2024-01-01", periods=60), name="co2")
+    twin = clone(forecaster).fit(whole[:50]).update(whole[50:])
+    forecaster.fit(whole[:50])
+    with pytest.raises(DataError, match="rename"):
+        forecaster.update(whole[50:].rename("level"))
+    forecaster.update(whole[50:].rename(None))
+    assert forecaster._known.ids == ("co2",)
+    pd.testing.assert_series_equal(forecaster.predict(), twin.predict())
+
+
+def test_a_wrong_year_is_no_gap_to_mask(forecaster):
+    seconds = pd.Series(np.arange(100.0), pd.date_range("2024-01-01", periods=100, freq="s"))
+    forecaster.set_params(on_gap="mask").fit(seconds)
+    with pytest.raises(DataError, match="correct the timestamps"):
+        forecaster.update(pd.Series([1.0], pd.DatetimeIndex(["2025-01-01"])))
+
+
+def test_levels_quantiles_and_ids_come_as_numpy_has_them_and_alone(forecaster):
+    out = forecaster.fit(PAST).predict(level=np.int64(80), quantiles=np.array([0.1, 0.9]), ids="a")
+    name = type(forecaster).__name__
+    assert (out[f"{name}-lo-80"] == out[f"{name}-ql0.1"]).all()
+    assert f"{name}-ql0.5" in forecaster.predict(quantiles=0.5)
+    forecaster.fit(np.random.default_rng(0).normal(size=(60, 3)))
+    np.testing.assert_array_equal(forecaster.predict(ids=2), forecaster.predict(ids=[2]))
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-160])
+def test_numbers_without_squares_are_refused(forecaster, scale):
+    with pytest.raises(DataError, match="other units"):
+        forecaster.fit(scale * np.random.default_rng(0).normal(size=60))
+
+
 def test_a_new_series_begins(forecaster):
     born = LATER.assign(unique_id="c")[:12]
     forecaster.fit(PAST).update(pd.concat([LATER, born]))

@@ -1073,8 +1073,10 @@ def test_quantiles_at_any_level_are_in_order_and_those_trained_are_exact():
     wide_levels = make(quantiles=(0.9, 0.1)).fit(PAST)
     assert wide_levels.levels_ == (0.1, 0.9)
     assert np.isfinite(numbers(wide_levels.predict(level=[50, 99]))).all()
-    one = numbers(make(quantiles=(0.5,)).fit(PAST).predict(quantiles=[0.1, 0.5]))
-    assert (one[:, 1] == one[:, 2]).all()
+    one = make(quantiles=(0.5,)).fit(PAST)
+    assert "TitansForecaster-ql0.5" in one.predict(quantiles=0.5)
+    with pytest.raises(ValueError, match="only trained one"):
+        one.predict(level=80)
 
 
 # Tiny and extreme data

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -45,6 +45,9 @@ from .panel import DataError, Float, Int, Panel, Schema, future_times, shorten
 from .plotting import draw
 
 MOST_PLOTTED = 4  # series that a picture shows where none were named
+MOST_MASKED = (
+    100_000  # unobserved steps before new rows, under on_gap="mask": more is a wrong year or a wrong frequency
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -541,7 +544,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         intervals = sorted(_listed(level))
         wanted = {f"{name}-lo-{width:g}": interval_levels(width)[0] for width in reversed(intervals)}
         wanted |= {f"{name}-hi-{width:g}": interval_levels(width)[1] for width in intervals}
-        wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in quantiles or ()}
+        wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in _listed(quantiles)}
         columns = {name: forecast.point}
         if wanted:
             values = quantiles_at(forecast, list(wanted.values()))
@@ -551,13 +554,14 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
     def _read_on(self, y_new: Any, known: Known) -> tuple[Panel, dict[Hashable, str]]:
         """Rows that go on where every known series ended (missing steps filled with NaN under on_gap="mask")."""
         new, layout, skipped = self._read(y_new, known.clock, known.rows)
+        new = _meant(new, layout, known, self._layout)
         if not layout.timed:
             new = _place(new, known)
         targets = np.array([known.rows.get(name, -1) for name in new.ids], dtype=np.int64)
         old = np.flatnonzero(targets >= 0)
         missing = np.zeros(len(new), dtype=np.int64)
         missing[old] = new.starts[old] - known.ends[targets[old]] - 1
-        bad = missing < 0 if self.on_gap == "mask" else missing != 0
+        bad = (missing < 0) | (missing > MOST_MASKED) if self.on_gap == "mask" else missing != 0
         moved = old[new.phases[old] != known.phases[targets[old]]]
         # a series whose first new row falls on a clock change may look moved: what counts is the timestamp
         shown = new.clock.times(new.starts[moved], new.phases[moved]) != known.clock.times(
@@ -576,6 +580,23 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
 
 def _weighted(panel: Panel, sample_weight: Any) -> Panel:
     return panel if sample_weight is None else replace(panel, weights=weights_of(sample_weight, panel.ids))
+
+
+def _meant(new: Panel, layout: Layout, known: Known, fitted: Layout) -> Panel:
+    """The new rows under the ids they are meant for: a Series without a name goes on where the only known one ended."""
+    if layout.kind == "vector" and len(known.ids) > 1:
+        raise DataError(
+            f"a 1-D array of {int(new.lengths[0])} values came, and {len(known.ids)} series are known: it would be one "
+            "series. Fix: pass a 2-D array [time, series]; one row of all series is y[None]."
+        )
+    if layout.kind != "series" or fitted.kind != "series" or len(known.ids) > 1 or new.ids == known.ids:
+        return new
+    if layout.name is None:
+        return replace(new, ids=known.ids)
+    raise DataError(
+        f"a Series named {layout.name!r} came, and the known one is {known.ids[0]!r}. Fix: rename it "
+        f"(y.rename({known.ids[0]!r})); several series come as a long or a wide frame."
+    )
 
 
 def _place(new: Panel, known: Known) -> Panel:
@@ -600,6 +621,12 @@ def _why(new: Panel, known: Known, row: int, missing: Int) -> tuple[str, str]:
     )
     following = show(known.clock, known.ends[old] + 1, known.phases[old])
     count = int(missing[row])
+    if count > MOST_MASKED:
+        return (
+            f"the new rows start at {first}, but the series ended at {last}: {count} steps are missing, and at most "
+            f"{MOST_MASKED} are taken as unobserved",
+            "correct the timestamps, or fit() again",
+        )
     if count > 0:
         return (
             f"the new rows start at {first}, but the series ended at {last}: "
@@ -627,7 +654,7 @@ def _refuse(new: Panel, known: Known, row: int, missing: Int, count: int) -> NoR
 def _rows_of(known: Known | Panel, ids: Iterable[Hashable] | None) -> Int:
     if ids is None:
         return np.arange(len(known.ids))
-    wanted = [ids] if isinstance(ids, str) else list(ids)
+    wanted = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [ids]
     strangers = [name for name in wanted if name not in known.rows]
     if strangers or not wanted:
         raise ValueError(f"ids={shorten(strangers) or '[]'} are not known: the series are {shorten(known.ids)}")
@@ -641,6 +668,5 @@ def _whole(value: object, name: str, what: str = "steps") -> int:
 
 
 def _listed(level: float | Iterable[float] | None) -> list[float]:
-    if level is None:
-        return []
-    return [level] if isinstance(level, int | float) else list(level)
+    given: Any = () if level is None else level
+    return [float(given)] if isinstance(given, Real) else [float(one) for one in given]

@@ -58,6 +58,7 @@ CHOICES = {"on_gap": ("raise", "mask"), "on_duplicate": ("raise", "last", "mean"
 # on_gap="mask" fills at most this many steps for one row: more is a wrong frequency or a wrong year, and would eat the
 # memory.
 MASK_LIMIT = 10
+LARGEST = 1e100  # of values, and one by it the least: of what lies beyond there are no squares and no variance
 NEGATIVE_FIX = "correct such values, make them NaN (a missing observation), or fit with non_negative=False"
 
 
@@ -410,6 +411,17 @@ def _check_values(rows: _Rows, sieve: _Sieve, known: Container[Hashable], non_ne
         np.isinf(rows.y),
         lambda row, count: f"{count} values are infinite (first at {rows.time(row)})",
         "replace them by NaN (a missing observation) or by a number",
+    )
+    rows = rows if kept is None else rows.keep(kept)
+    size = np.abs(np.nan_to_num(rows.y))
+    kept = sieve.keep(
+        rows.code,
+        (size > LARGEST) | ((size > 0) & (size < 1 / LARGEST)),
+        lambda row, count: (
+            f"{count} values are further from 0 than {LARGEST:g} or nearer than {1 / LARGEST:g} "
+            f"(first: {rows.y[row]:g} at {rows.time(row)}), and their squares are no numbers"
+        ),
+        "bring the series into other units",
     )
     rows = rows if kept is None else rows.keep(kept)
     if non_negative:

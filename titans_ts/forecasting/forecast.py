@@ -53,6 +53,11 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
     wanted = np.array([score(level) for level in levels])
     values = np.sort(forecast.quantiles, axis=-1)  # a model's quantiles may cross; in order they are a better forecast
     if len(trained) == 1:
+        if not np.allclose(wanted, trained[0], atol=1e-9):
+            raise ValueError(
+                f"quantiles {list(levels)} cannot be told from the only trained one, {forecast.levels[0]:g}: fit with "
+                "quantiles=(0.1, 0.5, 0.9) or more"
+            )
         return np.maximum(np.repeat(values, len(wanted), axis=-1), forecast.least)
     left = np.clip(np.searchsorted(trained, wanted, side="right") - 1, 0, len(trained) - 2)
     weight = (wanted - trained[left]) / (trained[left + 1] - trained[left])

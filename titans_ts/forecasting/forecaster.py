@@ -84,7 +84,9 @@ class TitansForecaster(PanelForecaster):
     context_length: steps of the raw window that linear path, scale and head see; what lies further back is the
         memory's. None: two seasons or four horizons, whichever is longer, at most 512 and half of a long series.
     patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
-    quantiles: levels of the quantile head; `predict` interpolates to any level.
+    quantiles: levels that are trained and calibrated; `predict` gives any level, between two of these along the normal
+        curve and beyond the outermost on along it, which is too narrow where errors have heavier tails: for intervals
+        of 95 % to rely on, name 0.025 and 0.975 here too.
     intervals: "auto", "conformal" or "head". "conformal": the quantiles of the validation rows' errors, step by step,
         in units of what each series is restless by (normalised split conformal prediction); how large its own errors
         were scales them where more than one horizon was validated, and how large those at each place of the season were
@@ -127,7 +129,8 @@ class TitansForecaster(PanelForecaster):
         with the share that the validation rows of its group confirm by two standard errors. That can be none, and of
         large panels with long horizons it is fewer members, or none: all maps hold 128 MB at most. Members are put side
         by side by the clock. A forecast sees no value of a member that is later than its own series' last; a member
-        that has not reported up to there counts with what it has, and says nothing where it has nothing, as does one
+        that has not reported up to there counts with what it has, and says nothing where it has nothing (nor does one
+        that is ahead by more than its state holds, a context: members are best updated together), as does one
         that `predict(y=...)` does not bring. Which series belong together is learnt by `fit` and remembered by their
         ids: `update` and `predict` need no group column, and a series that `fit` did not see is forecast by itself.
     ensemble: how many neural corrections are learnt on the same linear path, from different seeds, and averaged; each

@@ -131,17 +131,35 @@ def categories_of(column: pd.Series, name: str) -> tuple[Hashable, ...]:
 
 
 def codes_of(column: pd.Series, categories: tuple[Hashable, ...]) -> Float:
-    """Places in the list of categories, -1 for one that is not in it, NaN where missing.
+    """Places in the list of categories, -1 for one that is not in it, NaN where missing. One that was text and comes as
+    a number, or the other way, is the same if it is spelled the same: a file of nothing but 1 and 2 has no text.
 
     >>> codes_of(pd.Series(["b", None, "c"]), ("a", "b")).tolist()
     [1.0, nan, -1.0]
+    >>> codes_of(pd.Series([2.0, 1.0]), ("1", "2")).tolist()
+    [1.0, 0.0]
     """
-    places = {value: float(place) for place, value in enumerate(categories)}
+    places: dict[Hashable, float] = {}
+    for place, category in enumerate(categories):
+        places.setdefault(spelled(category), float(place))
+    places |= {category: float(place) for place, category in enumerate(categories)}
     missing = column.isna()
     return np.array(
-        [np.nan if gone else places.get(value, -1.0) for value, gone in zip(column, missing, strict=True)],
+        [
+            np.nan if gone else places.get(value, places.get(spelled(value), -1.0))
+            for value, gone in zip(column, missing, strict=True)
+        ],
         dtype=np.float64,
     )
+
+
+def spelled(value: Hashable) -> str:
+    """A category as text; a whole number has no decimals, for a column with holes makes floats of whole numbers.
+
+    >>> spelled(2.0), spelled("2"), spelled(True)
+    ('2', '2', 'True')
+    """
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def numbers(values: Any, name: str) -> Float:

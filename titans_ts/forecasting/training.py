@@ -83,6 +83,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.linear or self.steps > 0, "linear=False with steps=0 leaves nothing that could forecast.")
+        require(self.steps >= 0, f"steps={self.steps} must be 0 or more.")
         require(self.batch >= 1 and self.checks >= 1, "batch and checks must be at least 1.")
         require(self.sequence >= 1, f"sequence={self.sequence} contexts: a sequence must hold at least one context.")
         require(self.learning_rate > 0, f"learning_rate={self.learning_rate} must be positive.")

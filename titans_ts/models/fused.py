@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast, no_type_check
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from ..core.config import LOST, require
 from ..core.networks import layer_shapes
 from ..core.ops.backends import rule_of
 from ..core.ops.fading import apart, usual_of
+from ..core.ops.jit import kept
 from ..core.ops.numba_cpu import compiled, gelu, sigmoid, square_sum, threads, through, through_rows, token
 from ..core.ops.reference import at_rest
 from ..core.state import MemoryState
@@ -499,7 +500,7 @@ def _all_updates(
         )  # fmt: skip
 
 
-all_updates = njit(cache=True, parallel=True)(_all_updates)
+all_updates = kept(_all_updates, parallel=True)
 
 
 @compiled
@@ -532,7 +533,7 @@ def _all_forecasts(parts, sizes, weights, linear, profile, pull, known, seen, us
         )  # fmt: skip
 
 
-all_forecasts = njit(cache=True, parallel=True)(_all_forecasts)
+all_forecasts = kept(_all_forecasts, parallel=True)
 
 
 def packed_weights(model: TimeSeriesModel) -> tuple[NDArray[Any], NDArray[Any]]:

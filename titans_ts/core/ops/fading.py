@@ -15,12 +15,12 @@ stood at each; usual [2] are the mean of all values and their variance, see `acc
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast, no_type_check
+from typing import Any, TypeVar, no_type_check
 
 import numpy as np
-from numba import njit
 
 from ..config import LOST
+from .jit import kept
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def strict(function: F) -> F:
     >>> strict(strict).__name__
     'strict'
     """
-    return cast(F, njit(cache=True, error_model="numpy")(function))
+    return kept(function, error_model="numpy")
 
 
 @strict

@@ -11,12 +11,12 @@ B row, H head, P row and head, T time, K key or value, G gate, N weight of all l
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast, no_type_check
+from typing import Any, TypeVar, no_type_check
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import get_num_threads, njit, prange, types
+from numba import get_num_threads, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from torch import Tensor
 from ..config import require
 from ..state import MemoryState, leaves
 from .contract import Rule, Tokens
+from .jit import kept
 from .reference import at_rest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +41,7 @@ def compiled(function: F) -> F:
     >>> compiled(threads).__name__
     'threads'
     """
-    return cast(F, njit(cache=True, fastmath=FASTMATH, error_model="numpy")(function))
+    return kept(function, fastmath=FASTMATH, error_model="numpy")
 
 
 # Kernels. What they write into comes last; numbers of their own have the type of the arrays, float32 or float64.
@@ -418,7 +419,7 @@ def _all_rows(parts, flags, limits, widths, chunk, heads, lengths, observed, clo
         )  # fmt: skip
 
 
-all_rows = njit(cache=True, parallel=True)(_all_rows)
+all_rows = kept(_all_rows, parallel=True)
 
 
 def threads(items: int) -> int:
