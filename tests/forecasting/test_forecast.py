@@ -40,7 +40,9 @@ def test_units_pass_through():
 
 
 def test_one_level_says_nothing_of_the_spread():
-    assert quantiles_at(gaussian(3.0, 2.0, (0.5,)), [0.1, 0.9]).tolist() == [[[3.0, 3.0]]]
+    assert quantiles_at(gaussian(3.0, 2.0, (0.5,)), [0.5]).tolist() == [[[3.0]]]
+    with pytest.raises(ValueError, match="only trained one"):
+        quantiles_at(gaussian(3.0, 2.0, (0.5,)), [0.1, 0.9])
 
 
 @pytest.mark.parametrize("levels", [[0.0], [1.0], [-0.1], [80]])

@@ -515,7 +515,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             effect = self._effect(state, rows, ahead)
             point, quantiles = point + effect, quantiles + effect[..., None]
         least = 0.0 if getattr(self, "non_negative", False) else -np.inf
-        return Forecast(np.maximum(point, least), quantiles, forecast.levels, least)
+        return forecast._replace(point=np.maximum(point, least), quantiles=quantiles, least=least)
 
     def _prepare(self, panel: Panel, layout: Layout, skipped: dict[Hashable, str]) -> None:
         """The attributes that `_learn` may count on."""

@@ -39,6 +39,11 @@ DAYS = 10.0  # seasons after which a place of the season has half of the size th
 OWN = 1.0  # horizons behind the first whose errors say as much about a series as those of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
+BEYOND, FARTHEST = (
+    0.25,
+    4.0,
+)  # of the errors beyond the outermost level that tell how far they go on, and how far at most
+TAILED = 20.0  # windows that are believed by half in that
 ENOUGH = 50.0  # windows that say as much about the errors of one step as those of all steps together do
 
 
@@ -78,7 +83,8 @@ class Calibration:
     `[1 + N, 3]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative
     to those of all series, the least that the unit is, in mean surprises of the series so far, and the share of ripe
     fading memories in its forecasts. sizes `[1 + N, P]`: how large errors are at every place of the season, relative to
-    all places. lean: how far the median lies off where the parts above put it, in the same units: where data are
+    all places. tails: how much further than the normal curve errors reach beyond the outermost levels, below and above.
+    lean: how far the median lies off where the parts above put it, in the same units: where data are
     skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
     """
 
@@ -91,6 +97,7 @@ class Calibration:
     sizes: Float = field(default_factory=lambda: np.ones((1, 1)))
     lean: float = 0.0
     bounded: bool = False
+    tails: tuple[float, float] = (1.0, 1.0)
 
     def forecast(
         self,
@@ -272,6 +279,7 @@ def calibrate(
     # Windows that stood still do not tell how large errors are, but intervals cover them too.
     table = covering_table(errors[telling] / place[telling], unit[telling], levels)
     table = table * min(max(covering(errors, whole[..., None] * table[:, [0, -1]], levels), 1.0), STRETCH)
+    made = partial(made, tails=tails_of(errors[telling] / whole[telling], table, levels))
     if head is None or intervals == "conformal":
         return made(0.0, 1.0, table)
 
@@ -432,6 +440,30 @@ def covering(errors: Float, offsets: Float, levels: tuple[float, ...]) -> float:
         return 1.0
     ratio = float(np.quantile(np.abs(errors[telling]) / side[telling], levels[-1] - levels[0]))
     return float((max(ratio, 1e-3) * (1 + FEW / windows)) ** (windows / (windows + FEW)))
+
+
+def tails_of(errors: Float, table: Float, levels: tuple[float, ...]) -> tuple[float, float]:
+    """How many times as far as the line through the two outermost quantiles `[F, Q]` errors `[W, F]` reach beyond them,
+    below and above: where a quarter of those beyond go on. Few windows say little.
+
+    >>> errors, levels = np.random.default_rng(0).standard_t(3, size=(20_000, 1)), (0.1, 0.5, 0.9)
+    >>> table = np.quantile(errors, levels, axis=0).T
+    >>> [round(tail, 1) for tail in tails_of(errors, table, levels)]
+    [1.8, 1.8]
+    """
+    if len(levels) < 2:
+        return 1.0, 1.0
+    score, believed, found = NormalDist().inv_cdf, len(errors) / (len(errors) + TAILED), []
+    for sign, outer, inner in ((-1.0, 0, 1), (1.0, -1, -2)):
+        share = min(levels[0], 1 - levels[0]) if outer == 0 else min(levels[-1], 1 - levels[-1])
+        slope = (table[:, outer] - table[:, inner]) / (score(levels[outer]) - score(levels[inner]))
+        steps = slope > 0
+        beyond = sign * (errors[:, steps] - table[steps, outer]) / slope[steps]
+        beyond = beyond[np.isfinite(beyond)]
+        line = abs(score(BEYOND * share) - score(share))
+        tail = float(np.quantile(beyond, 1 - BEYOND * share)) / line if beyond.size else 1.0
+        found.append(1.0 + believed * (min(max(tail, 1.0), FARTHEST) - 1.0))
+    return found[0], found[1]
 
 
 def stretches(truth: Float, point: Float, scale: Float, power: int) -> Float:

@@ -97,7 +97,8 @@ def paths(forecast: Forecast, scores: Float, streams: Int, count: int, seed: int
     for quantiles, stream in zip(forecast.quantiles, streams.tolist(), strict=True):
         random = np.random.default_rng([entropy, stream])
         place = ranks[random.integers(len(ranks), size=count)] + random.random((count, ranks.shape[1]))
-        found.append(values_at(quantiles, forecast.levels, ndtri(np.clip(place / len(ranks), 1e-12, 1 - 1e-12))))
+        drawn = ndtri(np.clip(place / len(ranks), 1e-12, 1 - 1e-12))
+        found.append(values_at(quantiles, forecast.levels, drawn, forecast.tails))
     return np.maximum(np.stack(found), forecast.least)
 
 

@@ -16,13 +16,15 @@ class Forecast(NamedTuple):
     """Point forecasts `[N, H]` and quantiles `[N, H, Q]` at increasing `levels`.
 
     least: what nothing falls below. Quantiles and paths are cut there when they are read off (`quantiles_at`), and not
-    before, so that between two levels they are what they would be without it.
+    before, so that between two levels they are what they would be without it. tails: how many times as far as the
+    normal curve quantiles lie beyond the lowest and the highest level.
     """
 
     point: Float
     quantiles: Float
     levels: tuple[float, ...]
     least: float = -math.inf
+    tails: tuple[float, float] = (1.0, 1.0)
 
     def cut(self) -> Forecast:
         """The same forecast with nothing below `least`.
@@ -38,7 +40,7 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
     """The quantiles at any levels, `[N, H, len(levels)]`, never crossing, and never below `forecast.least`.
 
     Between two trained levels a quantile is linear in the normal score of its level; beyond the outermost two it goes
-    on along their line. For a Gaussian forecast that is exact at every level.
+    on along their line, `forecast.tails` times as far. For a Gaussian forecast that is exact at every level.
 
     >>> normal = Forecast(np.zeros((1, 1)), np.array([[[-1.2816, 0.0, 1.2816]]]), (0.1, 0.5, 0.9))
     >>> quantiles_at(normal, [0.025, 0.5, 0.975]).round(2).tolist()
@@ -50,7 +52,7 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
         raise ValueError("this forecast has no quantiles: fit with quantiles=(0.1, 0.5, 0.9) or more")
     score = NormalDist().inv_cdf
     trained = np.array([score(level) for level in forecast.levels])
-    wanted = np.array([score(level) for level in levels])
+    wanted = stretched(np.array([score(level) for level in levels]), trained, forecast.tails)
     values = np.sort(forecast.quantiles, axis=-1)  # a model's quantiles may cross; in order they are a better forecast
     if len(trained) == 1:
         if not np.allclose(wanted, trained[0], atol=1e-9):
@@ -64,6 +66,16 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
     # exact at the trained levels, where rounding must not move what the model said
     weight = np.where(np.abs(weight - np.round(weight)) < 1e-9, np.round(weight), weight)
     return np.maximum(values[..., left] * (1 - weight) + values[..., left + 1] * weight, forecast.least)
+
+
+def stretched(scores: Float, trained: Float, tails: tuple[float, float]) -> Float:
+    """Normal scores, of which those beyond the lowest and the highest trained one lie so many times as far from it.
+
+    >>> stretched(np.array([-3.0, 0.5, 3.0]), np.array([-1.0, 1.0]), (1.0, 2.0)).tolist()
+    [-3.0, 0.5, 5.0]
+    """
+    below, above = np.minimum(scores - trained[0], 0.0), np.maximum(scores - trained[-1], 0.0)
+    return scores + (tails[0] - 1) * below + (tails[1] - 1) * above
 
 
 def scores_of(truth: Float, quantiles: Float, levels: Sequence[float]) -> Float:
@@ -84,7 +96,9 @@ def scores_of(truth: Float, quantiles: Float, levels: Sequence[float]) -> Float:
     return np.clip(np.where(flat, 8.0 * np.sign(truth - low), inside), -8.0, 8.0)
 
 
-def values_at(quantiles: Float, levels: Sequence[float], scores: Float) -> Float:
+def values_at(
+    quantiles: Float, levels: Sequence[float], scores: Float, tails: tuple[float, float] = (1.0, 1.0)
+) -> Float:
     """The values `[S, H]` at normal scores `[S, H]` of one forecast `[H, Q]`: `quantiles_at`, at a level of its own for
     each.
 
@@ -92,7 +106,7 @@ def values_at(quantiles: Float, levels: Sequence[float], scores: Float) -> Float
     [[0.5], [-3.0]]
     """
     trained = np.array([NormalDist().inv_cdf(level) for level in levels])
-    values = np.sort(quantiles, axis=-1)
+    values, scores = np.sort(quantiles, axis=-1), stretched(scores, trained, tails)
     left = np.clip(np.searchsorted(trained, scores, side="right") - 1, 0, len(trained) - 2)
     share = (scores - trained[left]) / (trained[left + 1] - trained[left])
     step = np.arange(len(values))

@@ -85,8 +85,7 @@ class TitansForecaster(PanelForecaster):
         memory's. None: two seasons or four horizons, whichever is longer, at most 512 and half of a long series.
     patch_length: steps of one token; None: a power of two up to 16 that puts about sixteen tokens into the context.
     quantiles: levels that are trained and calibrated; `predict` gives any level, between two of these along the normal
-        curve and beyond the outermost on along it, which is too narrow where errors have heavier tails: for intervals
-        of 95 % to rely on, name 0.025 and 0.975 here too.
+        curve and beyond the outermost on along it, as many times as far as the validation rows' errors reach (1 to 4).
     intervals: "auto", "conformal" or "head". "conformal": the quantiles of the validation rows' errors, step by step,
         in units of what each series is restless by (normalised split conformal prediction); how large its own errors
         were scales them where more than one horizon was validated, and how large those at each place of the season were
@@ -572,7 +571,7 @@ class TitansForecaster(PanelForecaster):
         points, quantiles = (
             self.transform_.back(part, own) for part in (median if self.point == "median" else mean, quantiles)
         )
-        return Forecast(points, quantiles, self.levels_)
+        return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
         part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.steps.device))

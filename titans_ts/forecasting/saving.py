@@ -51,7 +51,7 @@ def to_checkpoint(forecaster: TitansForecaster) -> tuple[dict[str, Any], dict[st
         "correction": forecaster.correction_,
         "calibration": {
             name: getattr(forecaster.calibration_, name)
-            for name in ("mean", "median", "head", "width", "lean", "bounded")
+            for name in ("mean", "median", "head", "width", "lean", "bounded", "tails")
         },
         "history": forecaster.history_,
         "freq": forecaster.freq_,
@@ -117,7 +117,7 @@ def restore(forecaster: TitansForecaster, config: dict[str, Any], tensors: dict[
     forecaster.voices_, states = voices_from_tensors(forecaster.model_, config.get("voices", []), tensors)
     forecaster.correction_ = config["correction"]
     forecaster.calibration_ = Calibration(
-        **config["calibration"],
+        **{**config["calibration"], "tails": tuple(config["calibration"].get("tails", (1.0, 1.0)))},
         table=tensors["errors"].numpy(),
         habits=tensors["error_habits"].numpy(),
         sizes=tensors["error_sizes"].numpy(),

@@ -66,6 +66,7 @@ class StreamingForecaster:
         shares = [getattr(calibration, name) for name in ("mean", "median", "head", "width", "lean", "bounded")]
         shares.append(point == "median")
         self._shares, self._middle = np.array(shares, dtype=np.float64), np.array(next_to_median(levels))
+        self.tails = calibration.tails
         self._table = np.array(calibration.table, dtype=np.float64, order="C")
         self._habits = np.array(calibration.habits, dtype=np.float64, order="C")
         self._sizes = np.array(calibration.sizes, dtype=np.float64, order="C")
@@ -173,8 +174,8 @@ class StreamingForecaster:
         if self.transform.moves:
             points, quantiles = (self.transform.back(part, own[places]) for part in (points, quantiles))
         if self.non_negative:
-            return Forecast(points, quantiles, self.levels, least=0.0).cut()
-        return Forecast(points, quantiles, self.levels)
+            return Forecast(points, quantiles, self.levels, least=0.0, tails=self.tails).cut()
+        return Forecast(points, quantiles, self.levels, tails=self.tails)
 
     def panel_state(self) -> PanelState:
         """The states of all series as `TitansForecaster` has them: a copy."""
