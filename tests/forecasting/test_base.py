@@ -224,6 +224,12 @@ def test_numbers_without_squares_are_refused(forecaster, scale):
         forecaster.fit(scale * np.random.default_rng(0).normal(size=60))
 
 
+def test_a_tiny_value_among_others_is_a_value(forecaster):
+    values = np.random.default_rng(0).normal(size=60)
+    values[7] = 1e-200
+    assert np.isfinite(forecaster.fit(values).update([1e-200]).predict()).all()
+
+
 def test_a_new_series_begins(forecaster):
     born = LATER.assign(unique_id="c")[:12]
     forecaster.fit(PAST).update(pd.concat([LATER, born]))

@@ -413,13 +413,17 @@ def _check_values(rows: _Rows, sieve: _Sieve, known: Container[Hashable], non_ne
         "replace them by NaN (a missing observation) or by a number",
     )
     rows = rows if kept is None else rows.keep(kept)
-    size = np.abs(np.nan_to_num(rows.y))
+    size, first = np.abs(np.nan_to_num(rows.y)), rows.firsts()
+    counts = np.diff(np.append(first, len(rows.code)))
+    largest = np.maximum.reduceat(size, first) if len(first) else size
+    tiny = (largest > 0) & (largest < 1 / LARGEST)
+    tiny &= np.array([sieve.ids[code] not in known for code in rows.code[first]]) if tiny.any() else True
     kept = sieve.keep(
         rows.code,
-        (size > LARGEST) | ((size > 0) & (size < 1 / LARGEST)),
+        (size > LARGEST) | (np.repeat(tiny, counts) & (size > 0)),
         lambda row, count: (
-            f"{count} values are further from 0 than {LARGEST:g} or nearer than {1 / LARGEST:g} "
-            f"(first: {rows.y[row]:g} at {rows.time(row)}), and their squares are no numbers"
+            f"{count} values lie further from 0 than {LARGEST:g}, or all of them nearer than {1 / LARGEST:g} "
+            f"(first: {rows.y[row]:g} at {rows.time(row)}): their squares are no numbers"
         ),
         "bring the series into other units",
     )
