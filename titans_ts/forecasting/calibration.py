@@ -449,7 +449,7 @@ def tails_of(errors: Float, table: Float, levels: tuple[float, ...]) -> tuple[fl
     >>> errors, levels = np.random.default_rng(0).standard_t(3, size=(20_000, 1)), (0.1, 0.5, 0.9)
     >>> table = np.quantile(errors, levels, axis=0).T
     >>> [round(tail, 1) for tail in tails_of(errors, table, levels)]
-    [1.8, 1.8]
+    [1.9, 1.8]
     """
     if len(levels) < 2:
         return 1.0, 1.0
