@@ -24,7 +24,7 @@ app.add_typer(benchmark, name="benchmark")
 IdCol = Annotated[str, typer.Option(help="Column that names the series.")]
 TimeCol = Annotated[str, typer.Option(help="Column of timestamps or integer steps.")]
 TargetCol = Annotated[str, typer.Option(help="Column of values.")]
-DataFile = Annotated[Path, typer.Argument(help="Long CSV: one row a series and step.")]
+DataFile = Annotated[Path, typer.Argument(help="Long CSV: one row a series and step; offsets are read in UTC.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder of a saved forecaster.")]
 
 
@@ -497,9 +497,8 @@ def _read(path: Path, id_col: str, time_col: str) -> object:
     try:
         frame = pd.read_csv(path, dtype={id_col: str})
         if id_col in frame.columns and frame[id_col].isna().any():
-            frame[id_col] = pd.read_csv(path, usecols=[id_col], dtype=str, keep_default_na=False, na_values=[""])[
-                id_col
-            ]
+            ids = pd.read_csv(path, usecols=[id_col], dtype=str, keep_default_na=False, na_values=[""])
+            frame[id_col] = ids[id_col]
         if time_col in frame.columns and not pd.api.types.is_numeric_dtype(frame[time_col]):
             frame[time_col] = _times(frame[time_col])
     except ValueError as error:

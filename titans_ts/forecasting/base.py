@@ -45,9 +45,7 @@ from .panel import DataError, Float, Int, Panel, Schema, future_times, shorten
 from .plotting import draw
 
 MOST_PLOTTED = 4  # series that a picture shows where none were named
-MOST_MASKED = (
-    100_000  # unobserved steps before new rows, under on_gap="mask": more is a wrong year or a wrong frequency
-)
+MOST_MASKED = 100_000  # unobserved steps before new rows that on_gap="mask" fills: more is a wrong year
 
 
 @dataclass(frozen=True, eq=False)

@@ -117,7 +117,7 @@ def restore(forecaster: TitansForecaster, config: dict[str, Any], tensors: dict[
     forecaster.voices_, states = voices_from_tensors(forecaster.model_, config.get("voices", []), tensors)
     forecaster.correction_ = config["correction"]
     forecaster.calibration_ = Calibration(
-        **{**config["calibration"], "tails": tuple(config["calibration"].get("tails", (1.0, 1.0)))},
+        **{**config["calibration"], "tails": tuple(config["calibration"]["tails"])},
         table=tensors["errors"].numpy(),
         habits=tensors["error_habits"].numpy(),
         sizes=tensors["error_sizes"].numpy(),
