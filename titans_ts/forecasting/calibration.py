@@ -12,9 +12,10 @@ from statistics import NormalDist
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..core.config import LOST
-from .doubt import GROUPS, surely_less
+from .doubt import FEWEST, GROUPS, surely_less
 from .linear import PROFILE_NUMBERS
 from .panel import Float, Int, Panel
 from .windows import series_scales
@@ -36,6 +37,9 @@ LEAN = (
     0.7  # of how far the median of the errors lies from their mean, in the median: they are skewed, or were by chance
 )
 DAYS = 10.0  # seasons after which a place of the season has half of the size that its errors had there
+# how far units are drawn to the deviation of all values of a series: a wild window need not be followed by a wild one
+DRAWS = (0.0, 0.3, 0.5, 0.7)
+THINNED = 16  # steps of the horizon by which that is chosen
 OWN = 1.0  # horizons behind the first whose errors say as much about a series as those of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
@@ -54,8 +58,9 @@ class Judged(NamedTuple):
     its correction; fading: of the fading memories; ripe `[W]`: how much those have seen by then, see `Fading.ripe`;
     head: the head's quantiles around `main` `[W, F, Q]`, None where there is no trained head; unit `[W]`: what errors
     are expected to grow with in each window, see `error_unit`; surprise `[W]`: the mean one of the fading memories by
-    then; bounds `[W, 2]`: what each does not go beyond, see `Fading.ahead`; steps `[W]`: the step of the clock at which
-    it begins; scale `[W]`: what the errors of each series are counted in. horizons: how many of them a series has
+    then; deviation `[W]`: that of all values of the series by then, 0 where unknown; bounds `[W, 2]`: what each does
+    not go beyond, see `Fading.ahead`; steps `[W]`: the step of the clock at which it begins; scale `[W]`: what the
+    errors of each series are counted in. horizons: how many of them a series has
     behind its training rows; 0 where the windows are training rows themselves.
     """
 
@@ -67,10 +72,26 @@ class Judged(NamedTuple):
     head: Float | None
     unit: Float
     surprise: Float
+    deviation: Float
     bounds: Float
     steps: Int
     scale: Float
     horizons: float
+
+
+class Spoken(NamedTuple):
+    """Mean and median `[N, F]` and quantiles `[N, F, Q]`. ends `[N, F, 2]`: how far the outermost of these would lie below
+    and above the median with the widths of `fit`, 0 where that is beyond an edge of the series."""
+
+    mean: Float
+    median: Float
+    quantiles: Float
+    ends: Float
+
+    @property
+    def standing(self) -> Float:
+        """What is kept of it until it comes due, `[N, F, 3]` (`WidthState.standing`)."""
+        return np.concatenate([self.median[..., None], self.ends], axis=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +101,9 @@ class Calibration:
     mean, median: share of the head's median, where it lies off what the head expects, in the mean and in the median.
     head: share of the head's quantiles around its median, the rest are those of `table`. width: factor on the former.
     table `[F, Q]`: quantiles of the errors of each step around their median, in units of `error_unit`. habits
-    `[1 + N, 3]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative
-    to those of all series, the least that the unit is, in mean surprises of the series so far, and the share of ripe
-    fading memories in its forecasts. sizes `[1 + N, P]`: how large errors are at every place of the season, relative to
+    `[1 + N, 4]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative
+    to those of all series, the least that the unit is, in mean surprises of the series so far, the share of ripe
+    fading memories in its forecasts, and how far the unit is drawn to the deviation of the series. sizes `[1 + N, P]`: how large errors are at every place of the season, relative to
     all places. tails: how much further than the normal curve errors reach beyond the outermost levels, below and above.
     lean: how far the median lies off where the parts above put it, in the same units: where data are
     skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
@@ -93,13 +114,13 @@ class Calibration:
     head: float
     width: float
     table: Float
-    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0, 0.0]]))
+    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0, 0.0, 0.0]]))
     sizes: Float = field(default_factory=lambda: np.ones((1, 1)))
     lean: float = 0.0
     bounded: bool = False
     tails: tuple[float, float] = (1.0, 1.0)
 
-    def forecast(
+    def spoken(
         self,
         main: Float,
         fading: Float,
@@ -107,17 +128,21 @@ class Calibration:
         head: Float | None,
         unit: Float,
         surprise: Float,
+        deviation: Float,
         bounds: Float,
         rows: Int,
         steps: Int,
         levels: tuple[float, ...],
-    ) -> tuple[Float, Float, Float]:
-        """Mean and median `[N, F]` and quantiles `[N, F, Q]`; where main or fading says nothing, of the other alone.
+        factors: Float,
+    ) -> Spoken:
+        """The forecasts; where main or fading says nothing, of the other alone.
 
         rows `[N]`: the row of `habits` of each series; it is that of its rates (`FadingState.own`). steps `[N]`: the
-        steps of the clock at which the forecasts begin, `LOST` where that is not known.
+        steps of the clock at which the forecasts begin, `LOST` where that is not known. factors `[N, F]` on the
+        intervals: what was learnt since (`widths`).
         """
-        unit = own_unit(unit, surprise, self.habits[rows])[:, None] * sizes_at(self.sizes, rows, steps, main.shape[1])
+        unit = own_unit(unit, surprise, deviation, self.habits[rows])[:, None]
+        unit = unit * sizes_at(self.sizes, rows, steps, main.shape[1])
         middle = 0.0 if head is None else at_median(head, levels)
         share = (self.habits[rows, 2] * ripe)[:, None]
         mean, median = (mixed(main + part * middle, fading, share) for part in (self.mean, self.median))
@@ -125,11 +150,15 @@ class Calibration:
         offsets = unit[..., None] * self.table
         if head is not None and self.head:
             offsets = self.head * self.width * around_median(head, levels) + (1 - self.head) * offsets
-        quantiles = median[..., None] + offsets
+        ends = np.stack([-offsets[..., 0], offsets[..., -1]], axis=-1) if levels else np.zeros((*median.shape, 2))
+        quantiles = median[..., None] + factors[..., None] * offsets
         if not self.bounded:
-            return mean, median, quantiles
+            return Spoken(mean, median, quantiles, ends)
         low, high = bounds.T[..., None]
-        return np.clip(mean, low, high), np.clip(median, low, high), np.clip(quantiles, low[..., None], high[..., None])
+        free = (median - ends[..., 0] > low) & (median + ends[..., 1] < high)
+        mean, median = np.clip(mean, low, high), np.clip(median, low, high)
+        quantiles = np.clip(quantiles, low[..., None], high[..., None])
+        return Spoken(mean, median, quantiles, np.where(free[..., None], ends, 0.0))
 
 
 def mixed(main: Float, fading: Float, share: Float) -> Float:
@@ -196,14 +225,24 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
     return unit
 
 
-def own_unit(unit: Float, surprise: Float, habits: Float) -> Float:
+def own_unit(unit: Float, surprise: Float, deviation: Float, habits: Float) -> Float:
     """What the errors of windows with these units `[W]` are expected to grow with; surprise `[W]`: the mean surprise so
-    far, `habits` `[W, 3]`: the row of `Calibration.habits` of each its series.
+    far, deviation `[W]`: that of all values so far, `habits` `[W, 4]`: the row of `Calibration.habits` of each its
+    series.
 
-    >>> own_unit(np.array([4.0, 1.0]), np.array([1.0, 1.0]), np.array([[0.5, 2.0, 0.0], [0.5, 2.0, 0.0]])).tolist()
-    [2.0, 1.0]
+    >>> habits = np.array([[0.5, 2.0, 0.0, 0.0], [0.5, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.5]])
+    >>> own_unit(np.array([4.0, 1.0, 4.0]), np.array([1.0, 1.0, 1.0]), np.array([9.0, 9.0, 9.0]), habits).tolist()
+    [2.0, 1.0, 6.0]
     """
-    result: Float = habits[:, 0] * np.maximum(unit, habits[:, 1] * surprise)
+    result: Float = habits[:, 0] * np.maximum(drawn(unit, deviation, habits[:, 3]), habits[:, 1] * surprise)
+    return result
+
+
+def drawn(unit: Float, deviation: Float, share: Float | float) -> Float:
+    """Units `[W]` that are drawn to these deviations `[W]` so far, on the scale of logarithms; where either is 0, as they
+    are."""
+    both = (unit > 0) & (deviation > 0)
+    result: Float = unit * np.where(both, deviation / np.where(both, unit, 1.0), 1.0) ** share
     return result
 
 
@@ -231,16 +270,14 @@ def calibrate(
     more than `PROFILE_NUMBERS` numbers. mix: whether the fading memories may take part.
     """
     count = int(judged.series.max(initial=-1)) + 1 if count is None else count
-    groups = [judged] if earlier is None else [judged, earlier]
-    habits = usual_units(groups, count)
-    units = [own_unit(group.unit, group.surprise, habits[1 + group.series]) for group in groups]
-    moving = (units[0] > 0) & np.isfinite(judged.truth).any(1)  # who stands still is forecast without an error
+    habits = np.tile([1.0, 0.0, 0.0, 0.0], (1 + count, 1))
+    moving = (judged.unit > 0) & np.isfinite(judged.truth).any(1)  # who stands still is forecast without an error
     truth, main, fading, ripe, scale = (
         part[moving] for part in (judged.truth, judged.main, judged.fading, judged.ripe, judged.scale)
     )
     if not moving.any():
         habits[:, 2] = UNDECIDED if mix else 0.0
-        table = error_table(truth, units[0][moving], levels)
+        table = error_table(truth, judged.unit[moving], levels)
         return Calibration(0.0, 0.0, 0.0, 1.0, table, habits, np.ones((1 + count, 1)))
     head = None if judged.head is None else judged.head[moving]
     mean = median = 0.0
@@ -250,7 +287,8 @@ def calibrate(
         mean, median = (float(surely_less(errors_of(middle, power=p), errors_of(main, power=p))) for p in (2, 1))
     centres = [main if not share else middle for share in (mean, median)]
     powers, chosen = ((1,), centres[1]) if point == "median" else ((1, 2), centres[0])
-    series, steps, unit = judged.series[moving], judged.steps[moving], units[0][moving]
+    series, steps = judged.series[moving], judged.steps[moving]
+    restless = np.stack([judged.unit, judged.surprise, judged.deviation])[:, moving]
     if mix:
         common = mixed_share(truth, chosen, fading, ripe, scale, judged.horizons, powers)
         habits[0, 2] = common
@@ -264,8 +302,13 @@ def calibrate(
         before = earlier.truth - mixed(earlier.main, earlier.fading, share)
         skewed, errors = np.concatenate([skewed, before]), np.concatenate([errors, before])
         series, steps = np.concatenate([series, earlier.series]), np.concatenate([steps, earlier.steps])
-        unit, scale = np.concatenate([unit, units[1]]), np.concatenate([scale, earlier.scale])
+        restless = np.concatenate([restless, [earlier.unit, earlier.surprise, earlier.deviation]], axis=1)
+        scale = np.concatenate([scale, earlier.scale])
     seen = np.isfinite(errors).any(1)
+    whose = Restless(series, *restless, seen)
+    habits[:, 3] = own_draws(errors, whose, scale, len(of_mean), count, judged.horizons, levels)
+    habits[:, 1] = least_units(whose, habits[1 + series, 3], count)
+    unit = own_unit(*restless, habits[1 + series])
     telling = seen & (unit > STILL * means_of(unit[seen], series[seen], count)[series])
     habits[1:, 0] = own_sizes(errors[telling] / unit[telling, None], series[telling], count, judged.horizons)
     unit = unit * habits[1 + series, 0]
@@ -290,10 +333,10 @@ def calibrate(
     del head  # as large as `around`
     errors, whole, unit, place = errors[later], whole[later], unit[later], place[later]
     offsets = whole[..., None] * table
-    restless = 1.0 if earlier is None else covering(errors, offsets, levels)
+    wilder = 1.0 if earlier is None else covering(errors, offsets, levels)
     width = covering(errors, around, levels)
     if intervals == "head":
-        return made(1.0, width / restless, table)
+        return made(1.0, width / wilder, table)
     half = len(later) // 2
     if not half:
         return made(0.0, 1.0, table)
@@ -309,23 +352,96 @@ def calibrate(
             levels,
         ),
     )
-    both = covering(errors, best * width * around + (1 - best) * restless * offsets, levels) if best else 1.0
-    return made(best, both * width / restless, both * table)
+    both = covering(errors, best * width * around + (1 - best) * wilder * offsets, levels) if best else 1.0
+    return made(best, both * width / wilder, both * table)
 
 
-def usual_units(groups: Sequence[Judged], count: int) -> Float:
-    """`Calibration.habits` of so many series before the sizes of their errors and their shares are known: the least
-    that their units are, by all of these windows. Who was not judged is as the others are."""
-    series, unit, surprise, seen = (
-        np.concatenate(parts)
-        for parts in zip(*((g.series, g.unit, g.surprise, np.isfinite(g.truth).any(1)) for g in groups), strict=True)
-    )
-    habits = np.tile([1.0, 0.0, 0.0], (1 + count, 1))
-    usual = means_of(surprise[seen], series[seen], count)
-    habits[1:, 1] = LEAST * means_of(unit[seen], series[seen], count) / np.where(usual > 0, usual, np.inf)
-    known = habits[:, 1] > 0
-    habits[~known, 1] = np.median(habits[known, 1]) if known.any() else 0.0
-    return habits
+class Restless(NamedTuple):
+    """What the errors of windows `[W]` of these series may grow with, as in `Judged`, and of which windows they are
+    known."""
+
+    series: Int
+    unit: Float
+    surprise: Float
+    deviation: Float
+    seen: NDArray[np.bool_]
+
+
+def least_units(whose: Restless, share: Float | float, count: int) -> Float:
+    """The least that the units of so many series are, drawn by this share, in their mean surprises, `[1 + N]`. Who was
+    not judged is as the others are."""
+    seen, least = whose.seen, np.zeros(1 + count)
+    unit = drawn(whose.unit, whose.deviation, share)[seen]
+    usual = means_of(whose.surprise[seen], whose.series[seen], count)
+    least[1:] = LEAST * means_of(unit, whose.series[seen], count) / np.where(usual > 0, usual, np.inf)
+    known = least > 0
+    least[~known] = np.median(least[known]) if known.any() else 0.0
+    return least
+
+
+def own_draws(
+    errors: Float, whose: Restless, scale: Float, judged: int, count: int, horizons: float, levels: tuple[float, ...]
+) -> Float:
+    """How far the units of each series are drawn to its deviation, `[1 + N]`: by the share that surely has the least
+    quantile loss in the first `judged` windows, one for all series, and then another where one of them is sure of it.
+
+    Each half of these windows is judged by the errors of the other half and of all windows behind them.
+    """
+    shares = np.zeros(1 + count)
+    rows = np.flatnonzero(whose.seen[:judged])
+    if not levels or min(len(rows), horizons) < FEWEST or not (whose.deviation > 0).any():
+        return shares
+    thin = errors[:, :: max(1, errors.shape[1] // THINNED)]
+    losses = {draw: crosswise(thin, whose, draw, scale, judged, count, horizons, levels)[rows] for draw in DRAWS}
+
+    def best(some: Int, now: float) -> float:
+        stretched = {draw: means_in_stretches(loss[some]) for draw, loss in losses.items()}
+        sure = [draw for draw in DRAWS if draw != now and surely_less(stretched[draw], stretched[now], horizons)]
+        return min(sure, key=lambda draw: float(stretched[draw].mean()), default=now)
+
+    shares[:] = best(np.arange(len(rows)), 0.0)
+    order = np.argsort(whose.series[rows], kind="stable")
+    for some in np.split(order, np.flatnonzero(np.diff(whose.series[rows][order])) + 1):
+        if len(some) >= 2 * GROUPS:
+            shares[1 + whose.series[rows[some[0]]]] = best(some, shares[0])
+    return shares
+
+
+def means_in_stretches(values: Float) -> Float:
+    """The mean of values `[W]` in every stretch of windows, `[G]`.
+
+    >>> means_in_stretches(np.repeat(np.arange(8.0), 3)).tolist()
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    """
+    return np.array([part.mean() for part in np.array_split(values, min(GROUPS, len(values)))])
+
+
+def crosswise(
+    errors: Float,
+    whose: Restless,
+    draw: float,
+    scale: Float,
+    judged: int,
+    count: int,
+    horizons: float,
+    levels: tuple[float, ...],
+) -> Float:
+    """The quantile loss `[judged]`, in scales `[W]` of the series, of intervals with units drawn by this share: of each
+    half of the judged windows by the errors `[W, F]` of all others."""
+    least = least_units(whose, draw, count)[1 + whose.series]
+    unit = np.maximum(drawn(whose.unit, whose.deviation, draw), least * whose.surprise)
+    telling = whose.seen & (unit > STILL * means_of(unit[whose.seen], whose.series[whose.seen], count)[whose.series])
+    half, losses = judged // 2, np.full(judged, np.nan)
+    for part in (slice(0, half), slice(half, judged)):
+        others = telling.copy()
+        others[part] = False
+        sizes = own_sizes(errors[others] / unit[others, None], whose.series[others], count, horizons)[whose.series]
+        table = covering_table(errors[others], (unit * sizes)[others], levels)
+        gaps = errors[part, :, None] - (unit * sizes)[part, None, None] * table
+        lost = np.where(gaps > 0, np.array(levels) * gaps, (np.array(levels) - 1) * gaps).mean(axis=2)
+        seen = whose.seen[part]
+        losses[part][seen] = np.nanmean(lost[seen], axis=1) / scale[part][seen]
+    return losses
 
 
 def seasonal_sizes(errors: Float, unit: Float, series: Int, steps: Int, count: int, season: int) -> Float:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from ..core.config import LOST, require
 from ..core.state import join_rows, put_rows, select_rows
@@ -23,7 +24,7 @@ from ..models.timeseries import TimeSeriesModel
 from . import calendar
 from .base import Known, PanelForecaster
 from .baselines import DECILES, PAST, check_levels, usual_context, validation_ends
-from .calibration import Calibration, Intervals, calibrate, error_unit, season_scales
+from .calibration import Calibration, Intervals, Spoken, calibrate, error_unit, season_scales
 from .checkpoint import read_checkpoint, write_checkpoint
 from .copula import validation_scores
 from .covariates import CovariatePath, fit_covariates, left_over_at, refitted, with_map
@@ -41,6 +42,7 @@ from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .saving import params_from_json, restore, to_checkpoint
 from .training import Fitted, TrainConfig, give_back
 from .transform import fit_arcsinh, plain
+from .widths import factors, learn, stand, start_widths, target_of, until_next
 from .windows import in_proportion
 
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
@@ -512,7 +514,8 @@ class TitansForecaster(PanelForecaster):
         device = series.position.device
         fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
         voices = start_voices(self.voices_, panel)
-        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, beside, voices)
+        widths = start_widths(len(panel), self.model_.config.horizon, device)
+        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, widths, beside, voices)
 
     def _displaced(self, state: PanelState, rows: Int) -> PanelState:
         steps, place = state.steps.clone(), torch.from_numpy(rows)
@@ -522,16 +525,35 @@ class TitansForecaster(PanelForecaster):
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
         place = torch.from_numpy(np.asarray(rows)).to(state.steps.device)
-        part = select_rows(state, place)
-        new = self.transform_.of(new)
+        part, every = select_rows(state, place), np.arange(len(new))
+        new, target = self.transform_.of(new), target_of(self.levels_) if self.adapt else None
+        if target is None:
+            return put_rows(state, place, self._moved(part, new, target))
+        taken = np.zeros(len(new), dtype=np.int64)
+        while (taken < new.lengths).any():
+            left = new.lengths - taken
+            due = np.flatnonzero((until_next(part.widths) == 0) & (left > 0))
+            if len(due):
+                members = put_rows(_heard(state), place, _heard(part))
+                spoken = self._spoken(select_rows(part, torch.from_numpy(due).to(place.device)), members, rows[due])
+                part = part._replace(widths=stand(part.widths, due, spoken.standing))
+            counts = np.minimum(left, until_next(part.widths))
+            part = self._moved(part, new.stretches(every, taken, counts), target)
+            taken += counts
+        return put_rows(state, place, part)
+
+    def _moved(self, part: PanelState, new: Panel, target: float | None) -> PanelState:
+        """The state after these rows, on the scales of `transform_`; target: see `widths`, None: they stay."""
         if self.covariates_ is not None:
             new, beside = self.covariates_.advance(part.covariates, new)
             part = part._replace(covariates=beside)
-        series = advance(self.model_, part.series, new, adapt=self.adapt)
-        steps = part.steps + torch.from_numpy(new.lengths).to(part.steps.device)
-        fading = self.fading_.absorb(part.fading, new)
-        voices = advance_voices(self.voices_, part.voices, new, adapt=self.adapt)
-        return put_rows(state, place, part._replace(series=series, steps=steps, fading=fading, voices=voices))
+        return part._replace(
+            series=advance(self.model_, part.series, new, adapt=self.adapt),
+            steps=part.steps + torch.from_numpy(new.lengths).to(part.steps.device),
+            fading=self.fading_.absorb(part.fading, new),
+            widths=part.widths if target is None else learn(part.widths, new, target),
+            voices=advance_voices(self.voices_, part.voices, new, adapt=self.adapt),
+        )
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:
         return join_rows([state, other])
@@ -544,13 +566,24 @@ class TitansForecaster(PanelForecaster):
                 f"horizon={self.horizon} was set after fit() had horizon={fitted}: set it back, or fit() again."
             )
         part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.steps.device))
+        spoken, own = self._spoken(part, _heard(state), np.asarray(rows)), part.fading.own.cpu().numpy()
+        point = spoken.median if self.point == "median" else spoken.mean
+        points, quantiles = (self.transform_.back(part, own) for part in (point, spoken.quantiles))
+        return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails)
+
+    @torch.no_grad()
+    def _spoken(self, part: PanelState, members: tuple[Tensor, ...], rows: Int) -> Spoken:
+        """The forecasts of these rows, whose state is `part`, on the scales of `transform_` and without the effect of
+        covariates; members: `_heard` of all rows."""
+        horizon = self.model_.config.horizon
         said = self.model_.forecast(part.series)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
-        base = np.broadcast_to(level, (len(rows), self.horizon))
+        base = np.broadcast_to(level, (len(rows), horizon))
         windows = part.series.window.cpu().numpy()
         own, steps = part.fading.own.cpu().numpy(), part.steps.cpu().numpy()
+        usual = self.fading_.usual(part.fading)
         if self.linear_ is not None:
-            linear = apply_linear(self.linear_, windows, own, steps, self.fading_.usual(part.fading))
+            linear = apply_linear(self.linear_, windows, own, steps, usual)
             base = np.where(np.isnan(linear), base, linear)
         weight, shift, offsets = self.correction_, said.shift.double(), said.offsets
         if self.voices_:
@@ -559,19 +592,16 @@ class TitansForecaster(PanelForecaster):
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
         if self.joint_ is not None and self.joint_.speaks:
-            held = [each.cpu().numpy() for each in (state.series.window, state.steps, state.fading.own)]
-            main = main + self.joint_.left_over(held[0], held[1], held[2], np.asarray(rows))
+            held = [each.cpu().numpy() for each in members]
+            main = main + self.joint_.left_over(held[0], held[1], held[2], rows)
         surprise = part.fading.surprise.cpu().numpy()
-        unit = error_unit(scale[:, 0], surprise)
+        unit, deviation = error_unit(scale[:, 0], surprise), np.sqrt(np.nan_to_num(usual[:, 1]))
         head = scale[..., None] * offsets.cpu().numpy()
-        fading, ripe, bounds = self.fading_.ahead(part.fading, self.horizon)
-        mean, median, quantiles = self.calibration_.forecast(
-            main, fading, ripe, head, unit, surprise, bounds, own, steps, self.levels_
+        fading, ripe, bounds = self.fading_.ahead(part.fading, horizon)
+        widened = factors(part.widths, horizon)
+        return self.calibration_.spoken(
+            main, fading, ripe, head, unit, surprise, deviation, bounds, own, steps, self.levels_, widened
         )
-        points, quantiles = (
-            self.transform_.back(part, own) for part in (median if self.point == "median" else mean, quantiles)
-        )
-        return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails)
 
     def _recent(self, state: PanelState, rows: Int) -> Float:
         part = select_rows(state, torch.from_numpy(np.asarray(rows)).to(state.steps.device))
@@ -651,6 +681,11 @@ class TitansForecaster(PanelForecaster):
 def added(covariates: CovariatePath | None, panel: Panel, beside: Covariates | None, context: int) -> More | None:
     """What past and static covariates `beside` add to the linear forecasts of the panel without effects."""
     return None if covariates is None or beside is None else left_over_at(covariates, panel, beside, context)
+
+
+def _heard(state: PanelState) -> tuple[Tensor, ...]:
+    """What the members of a group hear of each other: windows, steps and rows."""
+    return state.series.window, state.steps, state.fading.own
 
 
 def _check_static(new: Panel, beside: Covariates, known: Known) -> None:

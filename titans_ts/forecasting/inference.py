@@ -19,6 +19,7 @@ from ..core.state import join_rows, leaves, put_rows, select_rows
 from ..models.timeseries import SeriesState, TimeSeriesModel
 from .fading import FadingState
 from .panel import Int, Panel
+from .widths import WidthState
 
 ROWS = 512  # series that go through the model together
 VALUES = 2**19  # values of the windows of one pass, 4 MB; with what is computed on the way about ten times that
@@ -26,12 +27,13 @@ VALUES = 2**19  # values of the windows of one pass, 4 MB; with what is computed
 
 class PanelState(NamedTuple):
     """What is kept of every series: the model's state, which step of the clock comes next (`LOST`: that is not known,
-    nor is the place of the season), its fading memories, and what its covariates leave behind (nothing without
-    covariates)."""
+    nor is the place of the season), its fading memories, the widths of its intervals, and what its covariates leave
+    behind (nothing without covariates)."""
 
     series: SeriesState
     steps: IntTensor[Tensor, " N"]
     fading: FadingState
+    widths: WidthState
     covariates: Any = ()  # a CovariateState
     voices: tuple[SeriesState, ...] = ()  # of the further models of an ensemble
 

@@ -104,8 +104,11 @@ def judge(said: Said, fading: Fading, more: More | None, panel: Panel, scales: F
     slow, ripe, surprise, bounds = fading.at(panel, said.series, said.origins, said.truth.shape[1])
     main = said.main if more is None else said.main + more(said.series, said.origins)
     unit = error_unit(said.deviation, surprise)
+    deviation = np.sqrt(np.nan_to_num(panel.usual_before(said.series, said.origins)[:, 1]))
     steps, scale = panel.starts[said.series] + said.origins, scales[said.series]
-    return Judged(said.series, said.truth, main, slow, ripe, said.head, unit, surprise, bounds, steps, scale, horizons)
+    return Judged(
+        said.series, said.truth, main, slow, ripe, said.head, unit, surprise, deviation, bounds, steps, scale, horizons
+    )  # fmt: skip
 
 
 def validated_horizons(said: Said, panel: Panel, ends: Int, context: int) -> float:

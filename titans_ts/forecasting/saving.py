@@ -33,6 +33,7 @@ from .inference import PanelState, state_from_tensors, state_tensors
 from .joint import joint_from_tensors, joint_tensors
 from .training import TrainConfig
 from .transform import Arcsinh
+from .widths import WidthState
 
 if TYPE_CHECKING:
     from .forecaster import TitansForecaster
@@ -75,6 +76,7 @@ def to_checkpoint(forecaster: TitansForecaster) -> tuple[dict[str, Any], dict[st
         "error_sizes": torch.from_numpy(forecaster.calibration_.sizes),
         "bends": torch.from_numpy(np.stack([forecaster.transform_.edge, forecaster.transform_.size])),
         **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
+        **{f"widths.{name}": part for name, part in known.state.widths._asdict().items()},
         "ends": torch.from_numpy(known.ends),
         "phases": torch.from_numpy(known.phases),
         "scores": torch.from_numpy(forecaster.scores_),
@@ -147,6 +149,7 @@ def restore(forecaster: TitansForecaster, config: dict[str, Any], tensors: dict[
             series=state_from_tensors(model, tensors),
             steps=tensors["steps"].to(forecaster._device()),
             fading=FadingState(*(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)),
+            widths=WidthState(*(tensors[f"widths.{name}"].to(forecaster._device()) for name in WidthState._fields)),
             covariates=beside,
             voices=states,
         ),

@@ -15,12 +15,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..core.config import require
 from ..core.ops.fading import finish_some, take_in_some
+from ..core.ops.widths import learn_some, stand_rows, waiting_rows
 from .calibration import Calibration, next_to_median
 from .fading import Fading, FadingState
 from .forecast import Forecast
 from .inference import PanelState
 from .panel import Float, Int
 from .transform import Arcsinh
+from .widths import WidthState, target_of
 
 if TYPE_CHECKING:
     from ..models.fused import FusedModel, Readout
@@ -51,15 +53,17 @@ class StreamingForecaster:
         fading: Fading,
         calibration: Calibration,
         held: FadingState,
+        widths: WidthState,
         levels: tuple[float, ...],
         transform: Arcsinh,
         *,
         adapt: bool = True,
+        writes: bool = True,
         point: Literal["mean", "median"] = "mean",
         non_negative: bool = False,
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
-        self.adapt, self.point, self.non_negative, self.transform = adapt, point, non_negative, transform
+        self.writes, self.point, self.non_negative, self.transform = adapt and writes, point, non_negative, transform
         *parts, own = (part.cpu().numpy().copy() for part in held)
         parts[2], parts[-1] = readout.seen, readout.usual  # the same arrays: an update is seen by both
         self._fading = (fading.rates, fading.weights, own, readout.known, *parts)
@@ -70,7 +74,10 @@ class StreamingForecaster:
         self._table = np.array(calibration.table, dtype=np.float64, order="C")
         self._habits = np.array(calibration.habits, dtype=np.float64, order="C")
         self._sizes = np.array(calibration.sizes, dtype=np.float64, order="C")
+        self._widths = tuple(part.cpu().numpy().copy() for part in widths)
+        self._target = target_of(levels) if adapt else None
         self._row, self._value = np.zeros(1, dtype=np.int64), np.zeros(1)
+        self._waiting = np.zeros(len(own), dtype=np.int64)
 
     @classmethod
     def from_forecaster(cls, forecaster: TitansForecaster) -> StreamingForecaster:
@@ -113,9 +120,11 @@ class StreamingForecaster:
             forecaster.fading_,
             forecaster.calibration_,
             held.fading,
+            held.widths,
             forecaster.levels_,
             forecaster.transform_,
-            adapt=forecaster.adapt and model.config.backbone.writes,
+            adapt=forecaster.adapt,
+            writes=model.config.backbone.writes,
             point=forecaster.point,
             non_negative=forecaster.non_negative,
         )
@@ -153,7 +162,14 @@ class StreamingForecaster:
             )
         if self.transform.moves:
             values = self.transform.forward(values, self._fading[2][rows])
-        self.model.update(rows, values, self.adapt)
+        if self._target is not None:
+            standing, told, widths = self._widths
+            count = waiting_rows(rows, told, standing.shape[2], self._waiting)
+            if count:
+                waiting = self._waiting[:count].copy()
+                stand_rows(waiting, self._spoken(waiting)[2], standing, told)
+            learn_some(rows, values, self._target, standing, told, widths)
+        self.model.update(rows, values, self.writes)
         take_in_some(rows, values, *self._fading)
         self.readout.steps[rows] += 1
 
@@ -165,23 +181,31 @@ class StreamingForecaster:
             places = self._row
         else:
             places = self._checked(rows)
-        points, quantiles, scales = self.model.forecast(places, self.readout)
-        rates, weights, own, known, members, _, *held, _ = self._fading
-        finish_some(
-            places, rates, weights, own, members, *held, known, self.readout.steps, self._shares, self._middle,
-            self._table, self._habits, self._sizes, scales, points, quantiles,
-        )  # fmt: skip
+        points, quantiles, _ = self._spoken(places)
         if self.transform.moves:
-            points, quantiles = (self.transform.back(part, own[places]) for part in (points, quantiles))
+            points, quantiles = (self.transform.back(part, self._fading[2][places]) for part in (points, quantiles))
         if self.non_negative:
             return Forecast(points, quantiles, self.levels, least=0.0, tails=self.tails).cut()
         return Forecast(points, quantiles, self.levels, tails=self.tails)
+
+    def _spoken(self, rows: Int) -> tuple[Float, Float, Float]:
+        """Forecasts [N, F] and quantiles [N, F, Q] of these rows on the scales of `transform`, and what is kept of them
+        until they come due [N, F, 3]."""
+        points, quantiles, scales = self.model.forecast(rows, self.readout)
+        rates, weights, own, known, members, _, *held = self._fading
+        standing = np.empty((*points.shape, 3))
+        finish_some(
+            rows, rates, weights, own, members, *held, known, self.readout.steps, self._shares, self._middle,
+            self._table, self._habits, self._sizes, self._widths[2], scales, points, quantiles, standing,
+        )  # fmt: skip
+        return points, quantiles, standing
 
     def panel_state(self) -> PanelState:
         """The states of all series as `TitansForecaster` has them: a copy."""
         _, _, own, _, *held = self._fading
         steps, *parts = (torch.from_numpy(part.copy()) for part in (self.readout.steps, *held, own))
-        return PanelState(self.model.series_state(), steps, FadingState(*parts))
+        widths = WidthState(*(torch.from_numpy(part.copy()) for part in self._widths))
+        return PanelState(self.model.series_state(), steps, FadingState(*parts), widths)
 
     def _checked(self, rows: ArrayLike) -> Int:
         places = np.array(

@@ -232,17 +232,18 @@ def take_in_some(rows, values, rates, weights, own, known, members, recent, coun
 @strict
 @no_type_check
 def finish_some(
-    rows, rates, weights, own, members, counts, surprise, edges, stood, known, steps, shares, middle, table, habits,
-    sizes, scales, points, offsets,
+    rows, rates, weights, own, members, counts, surprise, edges, stood, usual, known, steps, shares, middle, table,
+    habits, sizes, widths, scales, points, offsets, standing,
 ):  # fmt: skip
-    """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows.
+    """points [N, F] and the head's quantiles around them, offsets [N, F, Q], become the forecasts of these rows, and
+    standing [N, F, 3] what is kept of them (`widths`).
 
     steps [all]: which step of the clock comes next, or `LOST`. shares: of the head's median in the mean and in the
     median, and of the head's quantiles, the factor on them, how far the median leans, 1 where bounds hold, and 1 where
     the point forecast is the median. middle: the places of the levels next to the median, and their shares. table
-    [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 3] how these units go for each
+    [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 4] how these units go for each
     series, and its share of ripe fading memories, and sizes [1 + N, P] how they go at each place of its season; see
-    `forecasting.calibration`.
+    `forecasting.calibration`. widths [all, G]: logarithms of the factors on intervals.
     """
     low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
     head, width, lean, bounded, asked = shares[2], shares[3], shares[4], shares[5] > 0, shares[6] > 0
@@ -252,6 +253,9 @@ def finish_some(
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
         fading = habits[own[r], 2] * ripeness(counts[r])
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
+        variance = usual_of(counts[r, 1], usual[r], known[own[r]])[1]
+        if unit > 0 and variance > 0:
+            unit *= (math.sqrt(variance) / unit) ** habits[own[r], 3]
         unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
         if bounded:
             bounds_of(counts[r], edges[r], stood[r], known[own[r]], bounds)
@@ -264,11 +268,16 @@ def finish_some(
             here = unit * (sizes[own[r], (steps[r] + f) % sizes.shape[1]] if steps[r] > LOST // 2 else 1.0)
             centre += lean * here
             points[i, f] = within(centre if asked else mean, bounds)
+            factor, below, above = math.exp(widths[r, f * widths.shape[1] // points.shape[1]]), 0.0, 0.0
             for q in range(offsets.shape[2]):
                 spread = here * table[f, q]
                 if head > 0:
                     spread = head * width * (offsets[i, f, q] - own_median) + (1 - head) * spread
-                offsets[i, f, q] = within(centre + spread, bounds)
+                offsets[i, f, q] = within(centre + factor * spread, bounds)
+                below, above = -spread if q == 0 else below, spread
+            if bounded and not (centre - below > bounds[0] and centre + above < bounds[1]):
+                below, above = 0.0, 0.0
+            standing[i, f, 0], standing[i, f, 1], standing[i, f, 2] = within(centre, bounds), below, above
 
 
 @strict
