@@ -45,6 +45,7 @@ def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
         head=around,
         unit=unit,
         surprise=unit,
+        deviation=np.zeros(WINDOWS),
         bounds=np.tile([-np.inf, np.inf], (WINDOWS, 1)),
         steps=np.arange(WINDOWS) // SERIES * HORIZON,
         scale=unit,
@@ -55,10 +56,10 @@ def judged(main=0.0, fading=0.0, head=None, seed=0, horizons=20.0, noise=1.0):
 def say(calibration, data, levels=LEVELS, **changes):
     """Mean, median and quantiles of these windows."""
     data = data._replace(**changes)
-    return calibration.forecast(
-        data.main, data.fading, data.ripe, data.head, data.unit, data.surprise, data.bounds, 1 + data.series,
-        data.steps, levels,
-    )  # fmt: skip
+    return calibration.spoken(
+        data.main, data.fading, data.ripe, data.head, data.unit, data.surprise, data.deviation, data.bounds,
+        1 + data.series, data.steps, levels, np.ones(data.main.shape),
+    )[:3]  # fmt: skip
 
 
 def one_of(main, fading, ripe=None, unit=None):
@@ -67,7 +68,7 @@ def one_of(main, fading, ripe=None, unit=None):
     one, zero = np.ones(windows), np.zeros(windows, int)
     ripe, unit = (one if part is None else part for part in (ripe, unit))
     bounds = np.tile([-np.inf, np.inf], (windows, 1))
-    return Judged(zero - 1, main, main, fading, ripe, None, unit, unit, bounds, zero - 1, one, 1.0)
+    return Judged(zero - 1, main, main, fading, ripe, None, unit, unit, 0 * unit, bounds, zero - 1, one, 1.0)
 
 
 @pytest.mark.parametrize(("main", "fading", "wanted"), [(0.0, 4.0, 0.0), (4.0, 0.0, 1.0), (-2.0, 2.0, 0.5)])
@@ -184,7 +185,7 @@ def test_series_that_were_not_judged_and_strangers_have_the_least_unit_of_the_ot
     data = judged()
     some = data._replace(series=data.series % 10, unit=3 * data.unit)
     calibration = calibrate(some, LEVELS, count=12)
-    assert calibration.habits.shape == (13, 3)
+    assert calibration.habits.shape == (13, 4)
     np.testing.assert_allclose(calibration.habits[[0, 11, 12], :2], [[1.0, 1.5]] * 3)
     np.testing.assert_allclose(calibration.habits[1:11, 1], 1.5)
 
@@ -249,13 +250,13 @@ def test_what_stands_still_has_no_width_until_it_moves():
 
 def test_a_forecast_takes_what_there_is():
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
-    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((3, 9)), np.array([[1.0, 0.0, 0.25]]))
+    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((3, 9)), np.array([[1.0, 0.0, 0.25, 0.0]]))
     mean, _, _ = say(calibration, one_of(main, fading))
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
 
 
 def test_young_memories_do_not_count():
-    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((1, 9)), np.array([[1.0, 0.0, 1.0]]))
+    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((1, 9)), np.array([[1.0, 0.0, 1.0, 0.0]]))
     said = say(calibration, one_of(np.zeros((3, 1)), np.ones((3, 1)), np.array([0.0, 0.5, 1.0])))
     assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
 

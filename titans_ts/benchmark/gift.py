@@ -4,7 +4,8 @@ ETT 1 and 2 every 15 minutes and as means over whole hours, days and weeks; the 
 blocks of seven days and calendar months; car parts; M4 hourly; Jena's weather every 10 minutes. Columns of one set are
 series of their own. The windows lie at the end and do not overlap; a forecaster is fitted once, on everything before
 the first of them, forecasts a window, takes it in by `update`, and forecasts the next: its weights stay, its memory
-moves on. The neural peers, NHITS and PatchTST of neuralforecast, are fitted once too; their contexts move on.
+moves on. Beside Titans walks its frozen twin, whose neural memories and widths of intervals stay as `fit` left them.
+The neural peers, NHITS and PatchTST of neuralforecast, are fitted once too; their contexts move on.
 
 MASE divides every error of the median by the mean seasonal difference of its series before the window, and averages
 over all values; CRPS is the weighted quantile loss at 0.1, ..., 0.9. A missing value is not scored. Averages over
@@ -16,6 +17,7 @@ one test part earlier.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -167,6 +169,29 @@ def walk(forecaster: PanelForecaster | QuantilePeer, task: Task) -> dict[str, An
     origins = [len(y) - task.scored for y in task.series]
     forecaster.fit(frame_of(task, [0] * len(origins), origins))
     fitted = cost.cpu_s()
+    twins = {}
+    if isinstance(forecaster, TitansForecaster):
+        frozen = copy.copy(forecaster)  # what it knows is replaced by an update, and never changed
+        frozen.adapt = False
+        twins["frozen"] = follow(frozen, task)
+    walked = cost.cpu_s()
+    scores = follow(forecaster, task)
+    return {
+        "series": len(task.series),
+        "horizon": task.horizon,
+        "windows": task.windows,
+        "season_length": forecaster.season_length_,
+        **scores,
+        **twins,
+        "fit_cpu_s": fitted,
+        "forecast_cpu_s": round(cost.cpu_s() - walked, 1),
+        "peak_rss_mb": cost.peak_rss_mb(),
+    }
+
+
+def follow(forecaster: PanelForecaster | QuantilePeer, task: Task) -> dict[str, Any]:
+    """Scores of a fitted forecaster, window after window."""
+    origins = [len(y) - task.scored for y in task.series]
     truths, quantiles, units = [], [], []
     for window in range(task.windows):
         if window:
@@ -177,16 +202,7 @@ def walk(forecaster: PanelForecaster | QuantilePeer, task: Task) -> dict[str, An
         quantiles.append(said[columns].to_numpy(dtype=np.float64))
         truths.append(np.concatenate([y[o : o + task.horizon] for y, o in zip(task.series, origins, strict=True)]))
         units.append(np.repeat(season_errors(task, origins), task.horizon))
-    return {
-        "series": len(task.series),
-        "horizon": task.horizon,
-        "windows": task.windows,
-        "season_length": forecaster.season_length_,
-        **score_forecasts(*map(np.concatenate, (truths, quantiles, units))),
-        "fit_cpu_s": fitted,
-        "forecast_cpu_s": round(cost.cpu_s() - fitted, 1),
-        "peak_rss_mb": cost.peak_rss_mb(),
-    }
+    return score_forecasts(*map(np.concatenate, (truths, quantiles, units)))
 
 
 def run_gift(name: str, model: str, *, folder: str | None = None, seed: int = 0, part: str = "test") -> dict[str, Any]:

@@ -55,7 +55,7 @@ def run_groups(name: str, way: str, *, folder: str | None = None, seed: int = 0)
     split, (horizon, context), cost = split_of(name, folder), SETS[name], Cost()
     season, joined = describe(name).season_length, 0
     if way in BASELINES:
-        say, context = BASELINES[way](split, season, context, horizon, seed)
+        say, context, _ = BASELINES[way](split, season, context, horizon, seed)
     else:
         forecaster = TitansForecaster(
             horizon=horizon,

@@ -7,6 +7,10 @@ context, which may reach back into the validation rows, and from what `fit` lear
 is, and so its map, its profile and the mean of its training rows. One model forecasts 720 steps, and shorter horizons
 are the beginnings of its forecasts. The point forecast is the mean, for every set.
 
+Titans is also followed through the rows that are scored, as it would be used: every row comes in by `update`, and every
+eighth it forecasts. What it learns of a forecast it learns as its rows come. Beside it walks its frozen twin, whose
+neural memories and widths stay as `fit` left them.
+
 With `part="validation"` everything moves one part earlier and the test rows are cut off when the set is read: the
 validation rows are scored, and the last training rows, as many as those of validation, take their place.
 
@@ -16,11 +20,12 @@ command, into the same folder.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -43,6 +48,7 @@ OURS = ("Titans", "Ridge", "SeasonalNaive")
 PEERS = ("PatchTST", "DLinear", "NLinear")
 ROWS = {"etth1": (8640, 2880, 2880), "etth2": (8640, 2880, 2880)}
 ROWS |= {"ettm1": (34560, 11520, 11520), "ettm2": (34560, 11520, 11520)}
+EVERY = 8  # rows from one forecast of a stream to the next
 WINDOWS = 128  # windows forecast together: more are no faster for short contexts, and slower for long ones
 
 # contexts [B, L] of the columns [B] before these rows [B] to forecasts [B, H], with quantiles or without
@@ -62,6 +68,14 @@ class Split:
     def begin(self) -> int:
         """The first row that is scored."""
         return self.train + self.validation
+
+
+class Fitted(NamedTuple):
+    """How a model speaks about contexts, how long these are, and the forecaster that goes on learning, if it does."""
+
+    say: Say
+    context: int
+    forecaster: TitansForecaster | None = None
 
 
 def rows_of(name: str, count: int) -> tuple[int, int, int]:
@@ -112,6 +126,25 @@ def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...
     return scores
 
 
+def score_stream(
+    forecaster: TitansForecaster, adapt: bool, split: Split, horizons: tuple[int, ...]
+) -> dict[int, Score]:
+    """Forecasts at every eighth of the scored rows, which come in between; the forecaster stays as it is."""
+    z, end, columns, longest = split.values, len(split.values), split.values.shape[1], max(horizons)
+    work, scores = copy.copy(forecaster), {horizon: Score() for horizon in horizons}
+    work.adapt = adapt
+    for origin in range(split.begin, end - min(horizons) + 1, EVERY):
+        if origin > split.begin:
+            work.update(z[origin - EVERY : origin])
+        said = work._forecast(work._known.state, np.arange(columns))
+        truth = z[origin : origin + longest].T
+        for horizon, score in scores.items():
+            if origin + horizon <= end:
+                score.add(said.point[:, :horizon], truth[:, :horizon])
+                score.add_quantiles(said.quantiles[:, :horizon], said.levels, truth[:, :horizon])
+    return scores
+
+
 def say_by(forecaster: PanelForecaster) -> Say:
     """How one of our forecasters speaks about contexts."""
 
@@ -122,7 +155,7 @@ def say_by(forecaster: PanelForecaster) -> Say:
     return say
 
 
-def titans(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+def titans(split: Split, season: int, context: int | None, horizon: int, seed: int) -> Fitted:
     """The forecaster at its defaults; its weights never see the validation rows."""
     forecaster = TitansForecaster(
         horizon=horizon,
@@ -132,30 +165,31 @@ def titans(split: Split, season: int, context: int | None, horizon: int, seed: i
         point="mean",
         random_state=seed,
     ).fit(split.values[: split.begin])
-    return say_by(forecaster), forecaster.context_length_
+    return Fitted(say_by(forecaster), forecaster.context_length_, forecaster)
 
 
-def ridge(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+def ridge(split: Split, season: int, context: int | None, horizon: int, seed: int) -> Fitted:
     """One closed-form map of the training rows, its penalty chosen on the validation rows."""
     panel = panel_of(split.values[: split.begin].T)
     context = usual_context(panel, season, horizon) if context is None else context
     path = fit_linear(panel, context, horizon, train_ends=np.full(len(panel), split.train))
-    return lambda contexts, columns, rows: apply_linear(path, contexts), context
+    return Fitted(lambda contexts, columns, rows: apply_linear(path, contexts), context)
 
 
-def seasonal_naive(split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+def seasonal_naive(split: Split, season: int, context: int | None, horizon: int, seed: int) -> Fitted:
     """The value one season ago; its context is a season, whatever was asked."""
-    return say_by(SeasonalNaive(horizon=horizon, season_length=season).fit(split.values[: split.begin])), season
+    fitted = SeasonalNaive(horizon=horizon, season_length=season).fit(split.values[: split.begin])
+    return Fitted(say_by(fitted), season)
 
 
-def peer(model: str, split: Split, season: int, context: int | None, horizon: int, seed: int) -> tuple[Say, int]:
+def peer(model: str, split: Split, season: int, context: int | None, horizon: int, seed: int) -> Fitted:
     """A neural peer, trained on the training rows for a fixed number of steps."""
     context = usual_context(panel_of(split.values[: split.begin].T), season, horizon) if context is None else context
     fitted = fit_peer(model, split.values[: split.train], context, horizon, seed)
-    return lambda contexts, columns, rows: say_peer(fitted, contexts), context
+    return Fitted(lambda contexts, columns, rows: say_peer(fitted, contexts), context)
 
 
-FIT: dict[str, Callable[[Split, int, int | None, int, int], tuple[Say, int]]] = {
+FIT: dict[str, Callable[[Split, int, int | None, int, int], Fitted]] = {
     "Titans": titans,
     "Ridge": ridge,
     "SeasonalNaive": seasonal_naive,
@@ -179,22 +213,27 @@ def run_ltsf(
     split = split_set(name, folder, part=part)
     season, longest = describe(name).season_length, max(HORIZONS)
     cost = Cost()
-    say, length = FIT[model](split, season, context, longest, seed)
-    fitted = cost.cpu_s()
-    scores = score_windows(say, split, length, HORIZONS)
+    fitted = FIT[model](split, season, context, longest, seed)
+    fit_cpu_s = cost.cpu_s()
+    scores = score_windows(fitted.say, split, fitted.context, HORIZONS)
+    score_cpu_s = round(cost.cpu_s() - fit_cpu_s, 1)
+    own = fitted.forecaster
+    streams = {} if own is None else {"learning": (own, True), "frozen": (own, False)}
+    followed = {way: score_stream(*each, split, HORIZONS) for way, each in streams.items()}
     return {
         "set": name,
         "model": model,
         "context": "free" if context is None else context,
-        "context_length": length,
+        "context_length": fitted.context,
         "seed": seed,
         "part": part,
         "commit": commit(),
         "series": split.values.shape[1],
         "windows": {str(h): len(split.values) - split.begin - h + 1 for h in HORIZONS},
         "scores": {str(h): score.result() for h, score in scores.items()},
-        "fit_cpu_s": fitted,
-        "score_cpu_s": round(cost.cpu_s() - fitted, 1),
+        **{way: {str(h): score.result() for h, score in each.items()} for way, each in followed.items()},
+        "fit_cpu_s": fit_cpu_s,
+        "score_cpu_s": score_cpu_s,
         "peak_rss_mb": cost.peak_rss_mb(),
     }
 

@@ -99,7 +99,8 @@ def learn(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
         return ours(rung, split)
     if rung.learner in PEERS:
         return peer(rung, split)
-    return ltsf.FIT[rung.learner](split, describe(SET).season_length, CONTEXT, HORIZON, rung.seed)
+    fitted = ltsf.FIT[rung.learner](split, describe(SET).season_length, CONTEXT, HORIZON, rung.seed)
+    return fitted.say, fitted.context
 
 
 def measure(rung: Rung) -> dict[str, Any]:

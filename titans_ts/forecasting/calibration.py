@@ -5,7 +5,7 @@ Axes: N series, W windows, F future step, P places of the season, Q quantile lev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
@@ -80,8 +80,11 @@ class Judged(NamedTuple):
 
 
 class Spoken(NamedTuple):
-    """Mean and median `[N, F]` and quantiles `[N, F, Q]`. ends `[N, F, 2]`: how far the outermost of these would lie below
-    and above the median with the widths of `fit`, 0 where that is beyond an edge of the series."""
+    """Mean and median `[N, F]` and quantiles `[N, F, Q]`.
+
+    ends `[N, F, 2]`: how far the outermost of these would lie below and above the median with the widths of `fit`; 0 in
+    a series that has an edge, where widths do not learn.
+    """
 
     mean: Float
     median: Float
@@ -103,10 +106,10 @@ class Calibration:
     table `[F, Q]`: quantiles of the errors of each step around their median, in units of `error_unit`. habits
     `[1 + N, 4]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative
     to those of all series, the least that the unit is, in mean surprises of the series so far, the share of ripe
-    fading memories in its forecasts, and how far the unit is drawn to the deviation of the series. sizes `[1 + N, P]`: how large errors are at every place of the season, relative to
-    all places. tails: how much further than the normal curve errors reach beyond the outermost levels, below and above.
-    lean: how far the median lies off where the parts above put it, in the same units: where data are
-    skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
+    fading memories in its forecasts, and how far the unit is drawn to the deviation of the series. sizes `[1 + N, P]`:
+    how large errors are at every place of the season, relative to all places. tails: how much further than the normal
+    curve errors reach beyond the outermost levels, below and above. lean: how far the median lies off where the parts
+    above put it, in the same units: where data are skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
     """
 
     mean: float
@@ -150,15 +153,17 @@ class Calibration:
         offsets = unit[..., None] * self.table
         if head is not None and self.head:
             offsets = self.head * self.width * around_median(head, levels) + (1 - self.head) * offsets
-        ends = np.stack([-offsets[..., 0], offsets[..., -1]], axis=-1) if levels else np.zeros((*median.shape, 2))
+        ends = np.zeros((*median.shape, 2))
+        free = np.isinf(bounds).all(axis=1)
+        if levels:
+            ends[free] = np.stack([-offsets[free][..., 0], offsets[free][..., -1]], axis=-1)
         quantiles = median[..., None] + factors[..., None] * offsets
         if not self.bounded:
             return Spoken(mean, median, quantiles, ends)
         low, high = bounds.T[..., None]
-        free = (median - ends[..., 0] > low) & (median + ends[..., 1] < high)
         mean, median = np.clip(mean, low, high), np.clip(median, low, high)
         quantiles = np.clip(quantiles, low[..., None], high[..., None])
-        return Spoken(mean, median, quantiles, np.where(free[..., None], ends, 0.0))
+        return Spoken(mean, median, quantiles, ends)
 
 
 def mixed(main: Float, fading: Float, share: Float) -> Float:
@@ -239,8 +244,8 @@ def own_unit(unit: Float, surprise: Float, deviation: Float, habits: Float) -> F
 
 
 def drawn(unit: Float, deviation: Float, share: Float | float) -> Float:
-    """Units `[W]` that are drawn to these deviations `[W]` so far, on the scale of logarithms; where either is 0, as they
-    are."""
+    """Units `[W]` that are drawn to these deviations `[W]` by this share, on the scale of logarithms; as they are where
+    either is 0."""
     both = (unit > 0) & (deviation > 0)
     result: Float = unit * np.where(both, deviation / np.where(both, unit, 1.0), 1.0) ** share
     return result
@@ -308,7 +313,7 @@ def calibrate(
     whose = Restless(series, *restless, seen)
     habits[:, 3] = own_draws(errors, whose, scale, len(of_mean), count, judged.horizons, levels)
     habits[:, 1] = least_units(whose, habits[1 + series, 3], count)
-    unit = own_unit(*restless, habits[1 + series])
+    unit = own_unit(whose.unit, whose.surprise, whose.deviation, habits[1 + series])
     telling = seen & (unit > STILL * means_of(unit[seen], series[seen], count)[series])
     habits[1:, 0] = own_sizes(errors[telling] / unit[telling, None], series[telling], count, judged.horizons)
     unit = unit * habits[1 + series, 0]

@@ -247,7 +247,7 @@ def finish_some(
     """
     low, high, first, second = int(middle[0]), int(middle[1]), middle[2], middle[3]
     head, width, lean, bounded, asked = shares[2], shares[3], shares[4], shares[5] > 0, shares[6] > 0
-    fade, bounds = np.empty(points.shape[1]), np.array([-math.inf, math.inf])
+    fade, bounds, free = np.empty(points.shape[1]), np.empty(2), np.array([-math.inf, math.inf])
     for i in range(len(rows)):
         r = rows[i]
         look_ahead(rates, weights[own[r]], members[r], counts[r], fade)
@@ -257,8 +257,8 @@ def finish_some(
         if unit > 0 and variance > 0:
             unit *= (math.sqrt(variance) / unit) ** habits[own[r], 3]
         unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
-        if bounded:
-            bounds_of(counts[r], edges[r], stood[r], known[own[r]], bounds)
+        bounds_of(counts[r], edges[r], stood[r], known[own[r]], bounds)
+        learns, ends = math.isinf(bounds[0]) and math.isinf(bounds[1]), bounds if bounded else free
         for f in range(points.shape[1]):
             own_median = offsets[i, f, low] * first + offsets[i, f, high] * second
             mean, centre = points[i, f] + shares[0] * own_median, points[i, f] + shares[1] * own_median
@@ -267,17 +267,16 @@ def finish_some(
                 centre = fade[f] if math.isnan(centre) else centre + fading * (fade[f] - centre)
             here = unit * (sizes[own[r], (steps[r] + f) % sizes.shape[1]] if steps[r] > LOST // 2 else 1.0)
             centre += lean * here
-            points[i, f] = within(centre if asked else mean, bounds)
+            points[i, f] = within(centre if asked else mean, ends)
             factor, below, above = math.exp(widths[r, f * widths.shape[1] // points.shape[1]]), 0.0, 0.0
             for q in range(offsets.shape[2]):
                 spread = here * table[f, q]
                 if head > 0:
                     spread = head * width * (offsets[i, f, q] - own_median) + (1 - head) * spread
-                offsets[i, f, q] = within(centre + factor * spread, bounds)
+                offsets[i, f, q] = within(centre + factor * spread, ends)
                 below, above = -spread if q == 0 else below, spread
-            if bounded and not (centre - below > bounds[0] and centre + above < bounds[1]):
-                below, above = 0.0, 0.0
-            standing[i, f, 0], standing[i, f, 1], standing[i, f, 2] = within(centre, bounds), below, above
+            standing[i, f, 0] = within(centre, ends)
+            standing[i, f, 1], standing[i, f, 2] = (below, above) if learns else (0.0, 0.0)
 
 
 @strict

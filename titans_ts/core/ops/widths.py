@@ -17,8 +17,6 @@ come (F: none stands), widths [G] the logarithms of the factors.
 import math
 from typing import no_type_check
 
-import numpy as np
-
 from .fading import strict
 
 MOST = math.log(2.0)  # the logarithm of how much wider or narrower intervals become at most
@@ -77,7 +75,8 @@ def stand_rows(rows, forecasts, standing, told):
 def learn(value, target, standing, told, widths):
     """One value of one series, NaN where missing, of which a share `target` should be missed.
 
-    Where an interval ends at an edge of its series, or has no width, a value says nothing of how wide it should be.
+    Where an interval has no width a value says nothing of how wide it should be. Nor does it in a series that stands at
+    an edge for long, and whose reaches are 0 here: a shower ends, and every interval around it was missed.
     """
     horizon = standing.shape[1]
     rate = min(RATE * len(widths) / (horizon * len(told)), FASTEST)
