@@ -86,6 +86,8 @@ def test_a_window_is_forecast_before_it_is_seen(model, toy, monkeypatch):
     toy[:] = first
     toy[:, -48 * 8 : -48 * 4] += 1e3  # the first window
     gift.run_gift(NAME, model)
+    each = len(taken) // 3
+    taken = taken[each - 1 :: each]  # of Titans the one that learns, which walks behind its frozen twin
     half = len(taken[0]) // 2
     np.testing.assert_array_equal(taken[1], taken[0])  # nothing saw the second window
     np.testing.assert_array_equal(taken[2][:half], taken[0][:half])

@@ -103,13 +103,13 @@ class Calibration:
 
     mean, median: share of the head's median, where it lies off what the head expects, in the mean and in the median.
     head: share of the head's quantiles around its median, the rest are those of `table`. width: factor on the former.
-    table `[F, Q]`: quantiles of the errors of each step around their median, in units of `error_unit`. habits
-    `[1 + N, 4]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative
-    to those of all series, the least that the unit is, in mean surprises of the series so far, the share of ripe
-    fading memories in its forecasts, and how far the unit is drawn to the deviation of the series. sizes `[1 + N, P]`:
-    how large errors are at every place of the season, relative to all places. tails: how much further than the normal
-    curve errors reach beyond the outermost levels, below and above. lean: how far the median lies off where the parts
-    above put it, in the same units: where data are skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
+    table `[F, Q]`: quantiles of the errors of each step around their median, in units of `error_unit`. habits `[1 + N,
+    4]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative to those
+    of all series, the least that the unit is, in mean surprises of the series so far, the share of ripe fading memories
+    in its forecasts, and how far the unit is drawn to the deviation of the series. sizes `[1 + N, P]`: how large errors
+    are at every place of the season, relative to all places. tails: how much further than the normal curve errors reach
+    beyond the outermost levels, below and above. lean: how far the median lies off where the parts above put it, in the
+    same units: where data are skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
     """
 
     mean: float
@@ -309,8 +309,8 @@ def calibrate(
         series, steps = np.concatenate([series, earlier.series]), np.concatenate([steps, earlier.steps])
         restless = np.concatenate([restless, [earlier.unit, earlier.surprise, earlier.deviation]], axis=1)
         scale = np.concatenate([scale, earlier.scale])
-    seen = np.isfinite(errors).any(1)
-    whose = Restless(series, *restless, seen)
+    seen = np.asarray(np.isfinite(errors).any(axis=1))
+    whose = Restless(series, restless[0], restless[1], restless[2], seen)
     habits[:, 3] = own_draws(errors, whose, scale, len(of_mean), count, judged.horizons, levels)
     habits[:, 1] = least_units(whose, habits[1 + series, 3], count)
     unit = own_unit(whose.unit, whose.surprise, whose.deviation, habits[1 + series])
