@@ -94,7 +94,10 @@ class TitansForecaster(PanelForecaster):
         where seasons are many. "head": those of the quantile head. "auto": the
         former, or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
         interval to cover what it says on the validation rows, and where series are long on training rows besides, so
-        that one restless or calm season does not decide. Where the errors are skewed, the median lies off the mean.
+        that one restless or calm season does not decide. From then on `update` lets the width of a series' intervals
+        learn from which values fell outside of what was said ahead, in four parts of the horizon, so that they cover
+        what they say when errors become larger or smaller than they were in `fit`; up to twice as wide or half, and not
+        of a series with an edge. Where the errors are skewed, the median lies off the mean.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
@@ -106,8 +109,8 @@ class TitansForecaster(PanelForecaster):
         is as accurate as the others on ETTh1's validation rows and the cheapest to stream.
     model: the backbone; None: two blocks of width 64 with a linear memory.
     train: how to learn (`TrainConfig`: steps, validation rows, linear path on or off); None: its defaults.
-    adapt: whether `update` lets the neural memories learn; False freezes them as `fit` left them, for comparison, while
-        window, scale and fading memories move on.
+    adapt: whether `update` lets the neural memories and the widths of intervals learn; False freezes them as `fit` left
+        them, for comparison, while window, scale and fading memories move on.
     warm_start: `fit` again goes on from the present weights where they fit the data.
     time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
     known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
