@@ -185,7 +185,7 @@ def test_series_that_were_not_judged_and_strangers_have_the_least_unit_of_the_ot
     data = judged()
     some = data._replace(series=data.series % 10, unit=3 * data.unit)
     calibration = calibrate(some, LEVELS, count=12)
-    assert calibration.habits.shape == (13, 4)
+    assert calibration.habits.shape == (13, 5)
     np.testing.assert_allclose(calibration.habits[[0, 11, 12], :2], [[1.0, 1.5]] * 3)
     np.testing.assert_allclose(calibration.habits[1:11, 1], 1.5)
 
@@ -250,13 +250,13 @@ def test_what_stands_still_has_no_width_until_it_moves():
 
 def test_a_forecast_takes_what_there_is():
     main, fading = np.array([[np.nan, 1.0, 1.0]]), np.array([[2.0, np.nan, 1.0]])
-    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((3, 9)), np.array([[1.0, 0.0, 0.25, 0.0]]))
+    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((3, 9)), np.array([[1.0, 0.0, 0.25, 0.0, 0.0]]))
     mean, _, _ = say(calibration, one_of(main, fading))
     assert mean.tolist() == [[2.0, 1.0, 1.0]]
 
 
 def test_young_memories_do_not_count():
-    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((1, 9)), np.array([[1.0, 0.0, 1.0, 0.0]]))
+    calibration = Calibration(0.0, 0.0, 0.0, 1.0, np.zeros((1, 9)), np.array([[1.0, 0.0, 1.0, 0.0, 0.0]]))
     said = say(calibration, one_of(np.zeros((3, 1)), np.ones((3, 1)), np.array([0.0, 0.5, 1.0])))
     assert said[0].ravel().tolist() == [0.0, 0.5, 1.0]
 

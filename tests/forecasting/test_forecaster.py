@@ -1058,7 +1058,7 @@ def test_the_median_is_the_middle_quantile():
     mean = fitted().predict(quantiles=[0.5])
     assert (mean["TitansForecaster-ql0.5"] == median["TitansForecaster-ql0.5"]).all()
     skewed = copy.deepcopy(fitted())
-    habits = skewed.calibration_.habits * [1.0, 1.0, 0.0, 1.0]  # without fading memories
+    habits = skewed.calibration_.habits * [1.0, 1.0, 0.0, 1.0, 1.0]  # without fading memories
     skewed.calibration_ = replace(skewed.calibration_, mean=0.0, median=1.0, habits=habits)
     apart = skewed.predict()["TitansForecaster"] - skewed.set_params(point="median").predict()["TitansForecaster"]
     assert (apart.abs() > 1e-6).all()

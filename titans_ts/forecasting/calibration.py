@@ -106,10 +106,11 @@ class Calibration:
     table `[F, Q]`: quantiles of the errors of each step around their median, in units of `error_unit`. habits `[1 + N,
     4]`, first of strangers and then of every series of `fit`: how large its errors are in that unit, relative to those
     of all series, the least that the unit is, in mean surprises of the series so far, the share of ripe fading memories
-    in its forecasts, and how far the unit is drawn to the deviation of the series. sizes `[1 + N, P]`: how large errors
-    are at every place of the season, relative to all places. tails: how much further than the normal curve errors reach
-    beyond the outermost levels, below and above. lean: how far the median lies off where the parts above put it, in the
-    same units: where data are skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
+    in its forecasts, how far the unit is drawn to the deviation of the series, and how many of its values were seen by
+    `fit`, behind which the widths of its intervals learn. sizes `[1 + N, P]`: how large errors are at every place of
+    the season, relative to all places. tails: how much further than the normal curve errors reach beyond the outermost
+    levels, below and above. lean: how far the median lies off where the parts above put it, in the same units: where
+    data are skewed. bounded: whether forecasts end where the series stood often (`Fading.ahead`).
     """
 
     mean: float
@@ -117,7 +118,7 @@ class Calibration:
     head: float
     width: float
     table: Float
-    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0, 0.0, 0.0]]))
+    habits: Float = field(default_factory=lambda: np.array([[1.0, 0.0, 0.0, 0.0, 0.0]]))
     sizes: Float = field(default_factory=lambda: np.ones((1, 1)))
     lean: float = 0.0
     bounded: bool = False
@@ -232,10 +233,10 @@ def error_unit(deviation: Float, surprise: Float) -> Float:
 
 def own_unit(unit: Float, surprise: Float, deviation: Float, habits: Float) -> Float:
     """What the errors of windows with these units `[W]` are expected to grow with; surprise `[W]`: the mean surprise so
-    far, deviation `[W]`: that of all values so far, `habits` `[W, 4]`: the row of `Calibration.habits` of each its
+    far, deviation `[W]`: that of all values so far, `habits` `[W, 5]`: the row of `Calibration.habits` of each its
     series.
 
-    >>> habits = np.array([[0.5, 2.0, 0.0, 0.0], [0.5, 2.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.5]])
+    >>> habits = np.array([[0.5, 2.0, 0.0, 0.0, 0.0], [0.5, 2.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.5, 0.0]])
     >>> own_unit(np.array([4.0, 1.0, 4.0]), np.array([1.0, 1.0, 1.0]), np.array([9.0, 9.0, 9.0]), habits).tolist()
     [2.0, 1.0, 6.0]
     """
@@ -275,7 +276,7 @@ def calibrate(
     more than `PROFILE_NUMBERS` numbers. mix: whether the fading memories may take part.
     """
     count = int(judged.series.max(initial=-1)) + 1 if count is None else count
-    habits = np.tile([1.0, 0.0, 0.0, 0.0], (1 + count, 1))
+    habits = np.tile([1.0, 0.0, 0.0, 0.0, 0.0], (1 + count, 1))
     moving = (judged.unit > 0) & np.isfinite(judged.truth).any(1)  # who stands still is forecast without an error
     truth, main, fading, ripe, scale = (
         part[moving] for part in (judged.truth, judged.main, judged.fading, judged.ripe, judged.scale)

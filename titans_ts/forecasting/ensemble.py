@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..models.config import TimeSeriesConfig
 from ..models.timeseries import Prediction, SeriesState, TimeSeriesModel
-from .inference import advance, prefill, state_from_tensors, state_tensors
+from .inference import advance, state_from_tensors, state_tensors
 from .linear import LinearPath, apply_linear
 from .panel import Int, Panel
 from .training import Batch, Fitted, Linear, Rows, TrainConfig, give_back, train
@@ -144,11 +144,6 @@ def averaged(batches: Sequence[Batch], weights: Sequence[float]) -> tuple[Batch,
         return first, weights[0]
     shift = torch.stack([weight * each.shift for weight, each in zip(weights, batches, strict=True)]).mean(0)
     return first._replace(shift=shift, offsets=torch.stack([each.offsets for each in batches]).mean(0)), 1.0
-
-
-def start_voices(voices: Sequence[Voice], panel: Panel) -> tuple[SeriesState, ...]:
-    """The states of all further models after these histories."""
-    return tuple(prefill(voice.model, panel) for voice in voices)
 
 
 def advance_voices(

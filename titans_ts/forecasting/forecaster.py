@@ -6,7 +6,7 @@ N series, L context, F future step, Q quantile.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,7 +28,7 @@ from .calibration import Calibration, Intervals, Spoken, calibrate, error_unit, 
 from .checkpoint import read_checkpoint, write_checkpoint
 from .copula import validation_scores
 from .covariates import CovariatePath, fit_covariates, left_over_at, refitted, with_map
-from .ensemble import Voice, advance_voices, combined, learn_models, start_voices
+from .ensemble import Voice, advance_voices, combined, learn_models
 from .fading import Fading, fit_fading
 from .forecast import Forecast
 from .gram import Unit
@@ -42,7 +42,7 @@ from .panel import Covariates, DataError, Float, Int, Panel, Schema, shorten
 from .saving import params_from_json, restore, to_checkpoint
 from .training import Fitted, TrainConfig, give_back
 from .transform import fit_arcsinh, plain
-from .widths import factors, learn, stand, start_widths, target_of, until_next
+from .widths import factors, learn, rows_before, stand, start_widths, target_of, until_next
 from .windows import in_proportion
 
 LINEAR_WORK = 2.5e11  # multiplications that the linear path is fitted with, about: a few CPU seconds; windows are drawn
@@ -94,10 +94,10 @@ class TitansForecaster(PanelForecaster):
         where seasons are many. "head": those of the quantile head. "auto": the
         former, or the mean of both where that has less pinball loss. All are made as wide as it takes for the outermost
         interval to cover what it says on the validation rows, and where series are long on training rows besides, so
-        that one restless or calm season does not decide. From then on `update` lets the width of a series' intervals
-        learn from which values fell outside of what was said ahead, in four parts of the horizon, so that they cover
-        what they say when errors become larger or smaller than they were in `fit`; up to twice as wide or half, and not
-        of a series with an edge. Where the errors are skewed, the median lies off the mean.
+        that one restless or calm season does not decide. Behind the values of `fit` the width of a series' intervals
+        learns from which values fell outside of what was said ahead, in four parts of the horizon, so that they cover
+        what they say when errors become larger or smaller; up to twice as wide or half, and not of a series with an
+        edge. Where the errors are skewed, the median lies off the mean.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
@@ -483,7 +483,7 @@ class TitansForecaster(PanelForecaster):
         earlier = None if before is None else judge(before, fading, more, panel, scales, horizons)
         del before
         give_back()
-        return calibrate(
+        calibration = calibrate(
             judged,
             self.levels_,
             self.intervals,
@@ -493,32 +493,42 @@ class TitansForecaster(PanelForecaster):
             season=self.season_length_,
             mix=settings.fading,
         )
+        calibration.habits[1:, 4] = [np.isfinite(panel.series(row)).sum() for row in range(len(panel))]
+        return calibration
 
     def _start(self, panel: Panel) -> PanelState:
-        return self._started(panel, whole=True)
+        panel = self.transform_.of(panel)
+        return self._through(self._before(panel), panel, _heard, np.arange(len(panel)), adapt=True)
 
     def _start_to_judge(self, panel: Panel) -> PanelState:
         said = self.calibration_
-        return self._started(panel, whole=any((self.correction_, said.head, said.mean, said.median, self.voices_)))
-
-    def _started(self, panel: Panel, whole: bool) -> PanelState:
-        """The state after these histories; of the model's, unless `whole`, the window and what it alone says."""
-        beside: Any = ()
-        panel = self.transform_.of(panel)
-        if self.covariates_ is not None:
-            panel, beside = self.covariates_.advance(self.covariates_.start(panel, self._device()), panel)
+        whole = any((self.correction_, said.head, said.mean, said.median, self.voices_))
         recent = panel.lengths - self.model_.config.context
-        if not whole and (recent >= 0).all():
-            last = panel.stretches(np.arange(len(panel)), recent, panel.lengths - recent)
-            seen = np.isfinite(last.values).reshape(len(panel), -1).any(axis=1)
-            series = prefill(self.model_, last if seen.all() else panel)  # an empty window has the level before it
-        else:
-            series = prefill(self.model_, panel)
-        device = series.position.device
-        fading = self.fading_.absorb(self.fading_.start(panel.ids, device), panel)
-        voices = start_voices(self.voices_, panel)
-        widths = start_widths(len(panel), self.model_.config.horizon, device)
-        return PanelState(series, torch.from_numpy(panel.ends + 1).to(device), fading, widths, beside, voices)
+        if whole or (recent < 0).any():
+            return self._start(panel)
+        panel = self.transform_.of(panel)
+        state = self._before(panel)
+        if self.covariates_ is not None:
+            panel, beside = self.covariates_.advance(state.covariates, panel)
+            state = state._replace(covariates=beside)
+        last = panel.stretches(np.arange(len(panel)), recent, panel.lengths - recent)
+        seen = np.isfinite(last.values).reshape(len(panel), -1).any(axis=1)
+        series = prefill(self.model_, last if seen.all() else panel)  # an empty window has the level before it
+        steps = state.steps + torch.from_numpy(panel.lengths).to(state.steps.device)
+        return state._replace(series=series, steps=steps, fading=self.fading_.absorb(state.fading, panel))
+
+    @torch.no_grad()
+    def _before(self, panel: Panel) -> PanelState:
+        """The states of these series before their first rows."""
+        count, steps = len(panel), torch.from_numpy(panel.starts).to(self._device())
+        return PanelState(
+            series=self.model_.initial_state(count),
+            steps=steps,
+            fading=self.fading_.start(panel.ids, steps.device),
+            widths=start_widths(count, self.model_.config.horizon, steps.device),
+            covariates=() if self.covariates_ is None else self.covariates_.start(panel, steps.device),
+            voices=tuple(voice.model.initial_state(count) for voice in self.voices_),
+        )
 
     def _displaced(self, state: PanelState, rows: Int) -> PanelState:
         steps, place = state.steps.clone(), torch.from_numpy(rows)
@@ -527,35 +537,55 @@ class TitansForecaster(PanelForecaster):
         return state._replace(steps=steps)
 
     def _advance(self, state: PanelState, rows: Int, new: Panel) -> PanelState:
-        place = torch.from_numpy(np.asarray(rows)).to(state.steps.device)
-        part, every = select_rows(state, place), np.arange(len(new))
-        new, target = self.transform_.of(new), target_of(self.levels_) if self.adapt else None
-        if target is None:
-            return put_rows(state, place, self._moved(part, new, target))
-        taken = np.zeros(len(new), dtype=np.int64)
-        while (taken < new.lengths).any():
-            left = new.lengths - taken
-            due = np.flatnonzero((until_next(part.widths) == 0) & (left > 0))
-            if len(due):
-                members = put_rows(_heard(state), place, _heard(part))
-                spoken = self._spoken(select_rows(part, torch.from_numpy(due).to(place.device)), members, rows[due])
-                part = part._replace(widths=stand(part.widths, due, spoken.standing))
-            counts = np.minimum(left, until_next(part.widths))
-            part = self._moved(part, new.stretches(every, taken, counts), target)
-            taken += counts
+        rows = np.asarray(rows)
+        place = torch.from_numpy(rows).to(state.steps.device)
+
+        def heard(part: PanelState) -> tuple[Tensor, ...]:
+            return put_rows(_heard(state), place, _heard(part))
+
+        part = self._through(select_rows(state, place), self.transform_.of(new), heard, rows, adapt=self.adapt)
         return put_rows(state, place, part)
 
-    def _moved(self, part: PanelState, new: Panel, target: float | None) -> PanelState:
-        """The state after these rows, on the scales of `transform_`; target: see `widths`, None: they stay."""
+    def _through(
+        self,
+        part: PanelState,
+        new: Panel,
+        heard: Callable[[PanelState], tuple[Tensor, ...]],
+        rows: Int,
+        adapt: bool,
+    ) -> PanelState:
+        """The state after these rows, on the scales of `transform_`; heard: of all series, when these have come to some
+        state, of which they are these rows; adapt: whether the neural memories learn."""
+        target = target_of(self.levels_) if self.adapt else None
+        if target is None:
+            return self._moved(part, new, target, adapt)
+        since = self.calibration_.habits[part.fading.own.cpu().numpy(), 4]
+        quiet = rows_before(new, since - part.fading.counts[:, 1].cpu().numpy())
+        every, taken = np.arange(len(new)), np.zeros(len(new), dtype=np.int64)
+        while (taken < new.lengths).any():
+            left = new.lengths - taken
+            due = np.flatnonzero((until_next(part.widths) == 0) & (left > 0) & (taken >= quiet))
+            if len(due):
+                some = select_rows(part, torch.from_numpy(due).to(part.steps.device))
+                spoken = self._spoken(some, heard(part), rows[due])
+                part = part._replace(widths=stand(part.widths, due, spoken.standing))
+            counts = np.minimum(left, np.where(taken < quiet, quiet, until_next(part.widths)))
+            part = self._moved(part, new.stretches(every, taken, counts), target, adapt)
+            taken += counts
+        return part
+
+    def _moved(self, part: PanelState, new: Panel, target: float | None, adapt: bool) -> PanelState:
+        """The state after these rows, none of which goes beyond the next standing forecast of its series; target: see
+        `widths`, None: they stay."""
         if self.covariates_ is not None:
             new, beside = self.covariates_.advance(part.covariates, new)
             part = part._replace(covariates=beside)
         return part._replace(
-            series=advance(self.model_, part.series, new, adapt=self.adapt),
+            series=advance(self.model_, part.series, new, adapt=adapt),
             steps=part.steps + torch.from_numpy(new.lengths).to(part.steps.device),
             fading=self.fading_.absorb(part.fading, new),
             widths=part.widths if target is None else learn(part.widths, new, target),
-            voices=advance_voices(self.voices_, part.voices, new, adapt=self.adapt),
+            voices=advance_voices(self.voices_, part.voices, new, adapt=adapt),
         )
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:

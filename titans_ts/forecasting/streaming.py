@@ -164,7 +164,8 @@ class StreamingForecaster:
             values = self.transform.forward(values, self._fading[2][rows])
         if self._target is not None:
             standing, told, widths = self._widths
-            count = waiting_rows(rows, told, standing.shape[2], self._waiting)
+            own, counts = self._fading[2], self.readout.seen
+            count = waiting_rows(rows, told, standing.shape[2], counts, own, self._habits, self._waiting)
             if count:
                 waiting = self._waiting[:count].copy()
                 stand_rows(waiting, self._spoken(waiting)[2], standing, told)

@@ -20,8 +20,9 @@ STRETCHES = 4  # parts of the horizon with a width of their own: near steps err 
 
 
 class WidthState(NamedTuple):
-    """What is kept of every series; see `core.ops.widths`. A series that `update` has not reached has nothing standing
-    and the widths of `fit`."""
+    """What is kept of every series; see `core.ops.widths`. Until a series has had as many values as `fit` saw of it,
+    nothing stands and the widths are those of `fit`: of the values that weights were fitted to nothing was said ahead.
+    """
 
     standing: Float64[Tensor, "N K F 3"]
     told: Int64[Tensor, "N K"]
@@ -55,6 +56,21 @@ def factors(state: WidthState, horizon: int) -> Float:
 
     out = np.empty((len(state.told), horizon))
     factors_rows(state.widths.cpu().numpy(), out)
+    return out
+
+
+def rows_before(new: Panel, wanted: Float) -> Int:
+    """After how many of its new rows `[N]` every series has as many more observed values as are wanted.
+
+    >>> from titans_ts.forecasting.door import read
+    >>> panel = read(np.array([[1.0, 2.0, np.nan, 4.0]] * 3).T)[0]
+    >>> rows_before(panel, np.array([-1.0, 3.0, 9.0])).tolist()
+    [0, 4, 4]
+    """
+    from ..core.ops.widths import rows_before_some
+
+    out = np.empty(len(new), dtype=np.int64)
+    rows_before_some(np.ascontiguousarray(new.values, dtype=np.float64), new.offsets, wanted, out)
     return out
 
 

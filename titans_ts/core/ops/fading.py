@@ -241,7 +241,7 @@ def finish_some(
     steps [all]: which step of the clock comes next, or `LOST`. shares: of the head's median in the mean and in the
     median, and of the head's quantiles, the factor on them, how far the median leans, 1 where bounds hold, and 1 where
     the point forecast is the median. middle: the places of the levels next to the median, and their shares. table
-    [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 4] how these units go for each
+    [F, Q]: quantiles of the errors, in units of scale and surprise, habits [1 + N, 5] how these units go for each
     series, and its share of ripe fading memories, and sizes [1 + N, P] how they go at each place of its season; see
     `forecasting.calibration`. widths [all, G]: logarithms of the factors on intervals.
     """

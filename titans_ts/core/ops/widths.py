@@ -49,11 +49,26 @@ def until_next_rows(told, horizon, out):
 
 @strict
 @no_type_check
-def waiting_rows(rows, told, horizon, out):
-    """out [:count] = those of these rows that want a standing forecast now; returns the count."""
+def rows_before_some(values, offsets, wanted, out):
+    """out [N] = after how many rows of its own each series has as many observed values as are wanted, all rows where it
+    does not have them."""
+    for i in range(len(out)):
+        left, out[i] = wanted[i], 0
+        for t in range(offsets[i], offsets[i + 1]):
+            if left <= 0:
+                break
+            left -= not math.isnan(values[t])
+            out[i] += 1
+
+
+@strict
+@no_type_check
+def waiting_rows(rows, told, horizon, counts, own, habits, out):
+    """out [:count] = those of these rows that want a standing forecast now; returns the count. counts, own, habits: see
+    `core.ops.fading`; a series learns behind the values that `fit` saw of it."""
     count = 0
     for r in rows:
-        if until_next(told[r], horizon) == 0:
+        if counts[r, 1] >= habits[own[r], 4] and until_next(told[r], horizon) == 0:
             out[count] = r
             count += 1
     return count
