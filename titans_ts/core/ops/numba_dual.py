@@ -1,0 +1,748 @@
+"""The dual form of memories with two small layers, compiled by numba for the CPU, with its gradient.
+
+One row and head at a time goes through all its chunks while everything of it stays in the cache. Where heads are narrow
+the products are small: `tile` keeps a block of sums in registers, and what lies above the diagonal is skipped.
+
+Compiled code is kept as that of `numba_cpu`, whose functions these kernels build on.
+
+N chunk, R row and head together, C token of the chunk, K key, V value, I hidden unit, G gate.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, no_type_check
+
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from .dual import Form, Gates
+from .jit import kept
+from .numba_cpu import FASTMATH, compiled, exponential, gelu, gelu_and_slope
+
+TALL = 8 if binding.get_host_cpu_features().get("avx512f") else 4  # rows of a tile whose sums fill the registers
+WHOLE, BELOW, ABOVE, UNDER = range(4)  # see `product`
+
+
+def tile_of(rows: int, lanes: int) -> Callable[..., None]:
+    """A function that computes a tile of this size of a product, its sums in registers.
+
+    >>> x, out = np.arange(4.0), np.zeros(2)
+    >>> tile_of(2, 1)(x, 0, 2, 1, x, 0, 1, out, 0, 1, 0, 2, 1.0, True)
+    >>> out.tolist()
+    [1.0, 3.0]
+    """
+
+    def tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
+        # What the arrays hold one after the other, whatever their shape.
+        a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+        for r in range(rows):
+            begin = at_out + r * out_row
+            for j in range(lanes):
+                total = sum(a[at_a + r * a_row + k * a_step] * b[at_b + k * b_step + j] for k in range(first, last))
+                out[begin + j] = factor * total + (0 if fresh else out[begin + j])
+
+    @intrinsic
+    def emitted(context, a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
+        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            number = context.get_data_type(signature.args[0].dtype)
+            vector, whole, size = ir.VectorType(number, lanes), ir.IntType(64), signature.args[0].dtype.bitwidth // 8
+            at_a, a_row, a_step, at_b, b_step, at_out, out_row, first, last, factor, fresh = (
+                arguments[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13)
+            )
+            left, right, into = (
+                context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 4, 7)
+            )
+
+            def along(place, begin, count, step):  # type: ignore[no-untyped-def]
+                return builder.gep(place, [builder.add(begin, builder.mul(count, step))])
+
+            def lanes_at(place):  # type: ignore[no-untyped-def]
+                return builder.bitcast(place, vector.as_pointer())
+
+            def everywhere(x):  # type: ignore[no-untyped-def]
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.IntType(32)(0))
+                return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
+
+            def fused(x, y, z):  # type: ignore[no-untyped-def]
+                return builder.fadd(builder.fmul(x, y, flags=["contract"]), z, flags=["contract"])
+
+            nothing = ir.Constant(vector, None)
+            sums = [cgutils.alloca_once(builder, vector) for _ in range(rows)]
+            for each in sums:
+                builder.store(nothing, each)
+            starts = [along(left, at_a, whole(r), a_row) for r in range(rows)]
+            with cgutils.for_range_slice(builder, first, last, whole(1), whole) as (k, _):
+                there = builder.load(lanes_at(along(right, at_b, k, b_step)), align=size)
+                for start, each in zip(starts, sums, strict=True):
+                    here = builder.load(along(start, whole(0), k, a_step), align=size)
+                    builder.store(fused(everywhere(here), there, builder.load(each)), each)
+            for r, each in enumerate(sums):
+                place = lanes_at(along(into, at_out, whole(r), out_row))
+                old = builder.select(fresh, nothing, builder.load(place, align=size))
+                builder.store(fused(everywhere(factor), builder.load(each), old), place, align=size)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.none(a, n, n, n, b, n, n, out, n, n, n, n, a.dtype, types.boolean), emit
+
+    @overload(tile)
+    def _(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
+        def run(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
+            emitted(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh)
+
+        return run
+
+    return tile
+
+
+tall_16, tall_8, tall_1 = (tile_of(TALL, lanes) for lanes in (16, 8, 1))
+flat_16, flat_8, flat_1 = (tile_of(1, lanes) for lanes in (16, 8, 1))
+
+
+@compiled
+@no_type_check
+def span(how, row, rows, depth):
+    """Which of the `depth` terms of a sum count, for a tile of so many rows."""
+    return row if how == ABOVE else 0, min(depth, row + rows) if how == BELOW else depth
+
+
+@compiled
+@no_type_check
+def product(a, turned, b, out, factor, fresh, how):
+    """out [M, N] = factor * a [M, L] @ b [L, N], added to what is there unless it is `fresh`.
+
+    turned: a is [L, M]. how: BELOW, a is lower triangular; ABOVE, upper; UNDER, of out only what is on and below the
+    diagonal is wanted; WHOLE. A triangular a has zeros beside its diagonal, as far as the end of a tile.
+    """
+    rows, columns, depth = out.shape[0], out.shape[1], b.shape[0]
+    row, step = (1, a.shape[1]) if turned else (a.shape[1], 1)
+    factor = out.dtype.type(factor)
+    tiled = rows - rows % TALL
+    begin = 0
+    while begin < columns:
+        left = columns - begin
+        lanes = 16 if left >= 16 else (8 if left >= 8 else 1)
+        skipped = begin - begin % TALL if how == UNDER else 0
+        for i in range(min(skipped, tiled), tiled, TALL):
+            first, last = span(how, i, TALL, depth)
+            at = i * columns + begin
+            if lanes == 16:
+                tall_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+            elif lanes == 8:
+                tall_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+            else:
+                tall_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+        for i in range(max(begin, tiled) if how == UNDER else tiled, rows):
+            first, last = span(how, i, 1, depth)
+            at = i * columns + begin
+            if lanes == 16:
+                flat_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+            elif lanes == 8:
+                flat_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+            else:
+                flat_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+        begin += lanes
+
+
+@compiled
+@no_type_check
+def seen(i, size):
+    """How many columns of row i count, of a lower triangular [C, C]: up to the diagonal, or to the end of its tile."""
+    return i + 1 if i >= size - size % TALL else i - i % TALL + TALL
+
+
+@compiled
+@no_type_check
+def turn(x, out):
+    """out [N, M] = x [M, N], transposed."""
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            out[i, j] = x[j, i]
+
+
+@compiled
+@no_type_check
+def scale(x, by, out):
+    """out [C, W] = x [C, W], every row times its number of by [C]."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = x[i, j] * by[i]
+
+
+@compiled
+@no_type_check
+def add_scaled(x, by, out):
+    """out [C, W] += x [C, W], every row times its number of by [C]."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] += x[i, j] * by[i]
+
+
+@compiled
+@no_type_check
+def add_dots(x, y, out):
+    """out [C] += the sums of x * y [C, W] over each row."""
+    for i in range(x.shape[0]):
+        total = x.dtype.type(0)
+        for j in range(x.shape[1]):
+            total += x[i, j] * y[i, j]
+        out[i] += total
+
+
+@compiled
+@no_type_check
+def dot(x, y):
+    """The sum of x * y, both flat."""
+    total = x.dtype.type(0)
+    for j in range(len(x)):
+        total += x[j] * y[j]
+    return total
+
+
+@compiled
+@no_type_check
+def masked(scores, mix, out):
+    """out [C, C] = scores * mix, where `product` reads a lower triangular matrix."""
+    size = len(scores)
+    for i in range(size):
+        for j in range(seen(i, size)):
+            out[i, j] = scores[i, j] * mix[i, j]
+
+
+@compiled
+@no_type_check
+def masked_gradient(scores, mix, d_mix, d_scores):
+    """d_scores [C, C] from that of scores * mix to that of scores, in place; that of mix is added."""
+    size = len(scores)
+    for i in range(size):
+        for j in range(seen(i, size)):
+            d_mix[i, j] += d_scores[i, j] * scores[i, j]
+            d_scores[i, j] *= mix[i, j]
+
+
+@compiled
+@no_type_check
+def capped(weight, cap):
+    """weight, flat, scaled back to a norm of at most `cap`, in place; returns the factor."""
+    kind = weight.dtype.type
+    factor = min(kind(1), kind(cap) / max(kind(np.sqrt(dot(weight, weight))), kind(1e-12)))
+    if factor < 1:
+        for j in range(len(weight)):
+            weight[j] *= factor
+    return factor
+
+
+@compiled
+@no_type_check
+def capped_gradient(weight, factor, d_weight):
+    """The gradient of `capped` in place; `weight` as it was scaled."""
+    along = dot(d_weight, weight) / max(dot(weight, weight), weight.dtype.type(1e-24))
+    for j in range(len(weight)):
+        d_weight[j] = (d_weight[j] - along * weight[j]) * factor
+
+
+@compiled
+@no_type_check
+def key_pass(at, keys, values, hidden, act, slope, delta, back, pull):
+    """Of the keys' tokens: sums of the hidden layer, their GELU and its slope, the gradient by the output (delta), and
+    the same by the hidden layer's (pull). back: scratch."""
+    product(keys, False, at[0], hidden, 1, True, WHOLE)
+    slope[:] = hidden
+    gelu_and_slope(slope.reshape(-1), act.reshape(-1))
+    delta[:] = values
+    two = delta.dtype.type(2)
+    for i in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            delta[i, j] *= -two
+    product(act, False, at[1], delta, 2, False, WHOLE)
+    turn(at[1], back)
+    product(delta, False, back, pull, 1, True, WHOLE)
+
+
+@no_type_check
+def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, mix, fade, trail, anchor,
+             weights, momentum, factors, hidden, reads, delta, stiffness, theta, out, start):  # fmt: skip
+    """The rows and heads from `begin` to before `end`; the arguments are those of `dual.Dual` and what it keeps.
+
+    flags: momentum, stiff, anchored, saving; without the last the arrays that are kept have room for one chunk."""
+    kind = queries.dtype.type
+    moving, stiff, anchored, saving = flags
+    chunks, _, size, width = queries.shape
+    wide, last_gate = hidden.shape[3], len(rate) - 1
+    scores, read = np.empty((size, size), kind), np.empty((size, size), kind)
+    act, slope, pull = np.empty((size, wide), kind), np.empty((size, wide), kind), np.empty((size, wide), kind)
+    error, scaled, part = np.empty((size, width), kind), np.empty((size, width), kind), np.empty((size, width), kind)
+    turned, turned_act, back = np.empty((width, size), kind), np.empty((wide, size), kind), np.empty((width, wide), kind)
+    for r in range(begin, end):
+        for n in range(chunks):
+            here = n if saving else 0
+            there = n + 1 if saving else 0
+            w, s = (weights[0][here, r], weights[1][here, r]), (momentum[0][here, r], momentum[1][here, r])
+            if n and cap > 0:
+                for layer in range(2):
+                    flat = w[layer].reshape(-1)
+                    factors[n, layer, r] = capped(flat, kind(cap) * kind(np.sqrt(kind(w[layer].shape[1]))))
+            at = (anchor[0][r], anchor[1][r]) if anchored and n == 0 else w
+            if n == chunks - 1:
+                for layer in range(2):
+                    start[layer][r] = at[layer]
+            key, query, said = keys[n, r], queries[n, r], delta[here, r]
+            key_pass(at, key, values[n, r], hidden[here, r], act, slope, said, back, pull)
+            for i in range(size):
+                low, high, asked, known = kind(0), kind(0), kind(0), kind(0)
+                for j in range(wide):
+                    pull[i, j] *= slope[i, j]
+                    low += pull[i, j] * pull[i, j]
+                    known += act[i, j] * act[i, j]
+                for j in range(width):
+                    high += said[i, j] * said[i, j]
+                    asked += key[i, j] * key[i, j]
+                divisor = kind(1)
+                if stiff:
+                    quotient = (asked * low + known * high) / (high + kind(1e-12))
+                    stiffness[here, r, i] = quotient
+                    divisor = max(quotient, kind(1))
+                for g in range(last_gate + 1):
+                    theta[g, here, r, i] = rate[g, n, r, i] / divisor
+            g = last_gate
+            scale(pull, theta[0, here, r], pull)
+            scale(said, theta[g, here, r], error)
+
+            y, answer = reads[here, r], out[n, r]
+            turn(key, turned)
+            product(query, False, turned, scores, 1, True, UNDER)
+            masked(scores, mix[0, n, r], read)
+            scale(query, keep[0, n, r], scaled)
+            product(scaled, False, w[0], y, 1, True, WHOLE)
+            if moving:
+                scale(query, carry[0, n, r], scaled)
+                product(scaled, False, s[0], y, 1, False, WHOLE)
+            product(read, False, pull, y, -1, False, BELOW)
+            slope[:] = y
+            gelu(slope.reshape(-1))
+            turn(act, turned_act)
+            product(slope, False, turned_act, scores, 1, True, UNDER)
+            masked(scores, mix[g, n, r], read)
+            product(slope, False, w[1], part, 1, True, WHOLE)
+            scale(part, keep[g, n, r], answer)
+            if moving:
+                product(slope, False, s[1], part, 1, True, WHOLE)
+                add_scaled(part, carry[g, n, r], answer)
+            product(read, False, error, answer, -1, False, BELOW)
+
+            for layer in range(2):
+                g = min(layer, last_gate)
+                old, new = w[layer].reshape(-1), weights[layer][there, r].reshape(-1)
+                if moving:
+                    push, pushed = s[layer].reshape(-1), momentum[layer][there, r].reshape(-1)
+                    for j in range(len(old)):
+                        new[j] = keep[g, n, r, -1] * old[j] + carry[g, n, r, -1] * push[j]
+                        pushed[j] = fade[g, n, r] * push[j]
+                else:
+                    for j in range(len(old)):
+                        new[j] = keep[g, n, r, -1] * old[j]
+            g = last_gate
+            scale(key, mix[0, n, r, -1], scaled)
+            product(scaled, True, pull, weights[0][there, r], -1, False, WHOLE)
+            scale(error, mix[g, n, r, -1], scaled)
+            product(act, True, scaled, weights[1][there, r], -1, False, WHOLE)
+            if moving:
+                scale(key, trail[0, n, r], scaled)
+                product(scaled, True, pull, momentum[0][there, r], -1, False, WHOLE)
+                scale(error, trail[g, n, r], scaled)
+                product(act, True, scaled, momentum[1][there, r], -1, False, WHOLE)
+
+
+@no_type_check
+def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, mix, fade, trail, anchor,
+              weights, momentum, factors, hidden, reads, delta, stiffness, theta,
+              d_out, d_start, d_anchor, d_weights, d_momentum,
+              d_queries, d_keys, d_values, d_rate, d_keep, d_carry, d_mix, d_fade, d_trail):  # fmt: skip
+    """The gradient of `_forward`: from that of the last weights and momentum, in place, to that of the first."""
+    kind = queries.dtype.type
+    moving, stiff, anchored, _ = flags
+    chunks, _, size, width = queries.shape
+    wide, last_gate = hidden.shape[3], len(rate) - 1
+    scores, read, d_read = np.empty((size, size), kind), np.empty((size, size), kind), np.empty((size, size), kind)
+    act, slope, pull, first = (np.empty((size, wide), kind), np.empty((size, wide), kind),
+                               np.empty((size, wide), kind), np.empty((size, wide), kind))
+    asked, asked_slope = np.empty((size, wide), kind), np.empty((size, wide), kind)
+    d_act, d_first, d_asked, by = (np.empty((size, wide), kind), np.empty((size, wide), kind),
+                                   np.empty((size, wide), kind), np.empty((size, wide), kind))
+    said, error, scaled = np.empty((size, width), kind), np.empty((size, width), kind), np.empty((size, width), kind)
+    part, d_error = np.empty((size, width), kind), np.empty((size, width), kind)
+    thin, tall = np.empty((width, size), kind), np.empty((wide, size), kind)
+    back, back_first = np.empty((width, wide), kind), np.empty((wide, width), kind)
+    d_theta = np.empty(last_gate + 1, kind)
+    g = last_gate
+    for r in range(begin, end):
+        d_w, d_s = (d_weights[0][r], d_weights[1][r]), (d_momentum[0][r], d_momentum[1][r])
+        for n in range(chunks - 1, -1, -1):
+            w, s = (weights[0][n, r], weights[1][n, r]), (momentum[0][n, r], momentum[1][n, r])
+            here = anchored and n == 0
+            at = (anchor[0][r], anchor[1][r]) if here else w
+            d_at = (d_anchor[0][r], d_anchor[1][r]) if here else d_w
+            key, query, d_answer = keys[n, r], queries[n, r], d_out[n, r]
+            d_key, d_query = d_keys[n, r], d_queries[n, r]
+            key_pass(at, key, values[n, r], hidden[n, r], act, slope, said, back, pull)
+            for i in range(size):
+                for j in range(wide):
+                    first[i, j] = pull[i, j] * slope[i, j] * theta[0, n, r, i]
+            scale(said, theta[g, n, r], error)
+            asked_slope[:] = reads[n, r]
+            gelu_and_slope(asked_slope.reshape(-1), asked.reshape(-1))
+
+            # What the state after the chunk is made of.
+            d_key[:] = kind(0)
+            d_act[:] = kind(0)
+            d_first[:] = kind(0)
+            d_error[:] = kind(0)
+            for pushes in range(2 if moving else 1):
+                low, high = (d_s[0], d_s[1]) if pushes else (d_w[0], d_w[1])
+                share, d_share = (trail[0, n, r], d_trail[0, n, r]) if pushes else (mix[0, n, r, -1], d_mix[0, n, r, -1])
+                scale(key, share, scaled)
+                product(scaled, False, low, d_first, -1, False, WHOLE)
+                turn(low, back_first)
+                product(first, False, back_first, part, -1, True, WHOLE)
+                add_dots(part, key, d_share)
+                add_scaled(part, share, d_key)
+                share, d_share = (trail[g, n, r], d_trail[g, n, r]) if pushes else (mix[g, n, r, -1], d_mix[g, n, r, -1])
+                product(act, False, high, part, -1, True, WHOLE)
+                add_dots(part, error, d_share)
+                add_scaled(part, share, d_error)
+                scale(error, share, scaled)
+                turn(high, back)
+                product(scaled, False, back, d_act, -1, False, WHOLE)
+            for layer in range(2):
+                l = min(layer, g)
+                old, d_old = w[layer].reshape(-1), d_w[layer].reshape(-1)
+                kept_share = keep[l, n, r, -1]
+                d_keep[l, n, r, -1] += dot(d_old, old)
+                if moving:
+                    push, d_push = s[layer].reshape(-1), d_s[layer].reshape(-1)
+                    carried, faded = carry[l, n, r, -1], fade[l, n, r]
+                    d_carry[l, n, r, -1] += dot(d_old, push)
+                    d_fade[l, n, r] += dot(d_push, push)
+                    for j in range(len(old)):
+                        d_push[j] = faded * d_push[j] + carried * d_old[j]
+                for j in range(len(old)):
+                    d_old[j] *= kept_share
+
+            # The read of the second layer.
+            turn(act, tall)
+            product(asked, False, tall, scores, 1, True, UNDER)
+            masked(scores, mix[g, n, r], read)
+            product(read, True, d_answer, d_error, -1, False, ABOVE)
+            turn(error, thin)
+            product(d_answer, False, thin, d_read, -1, True, UNDER)
+            masked_gradient(scores, mix[g, n, r], d_mix[g, n, r], d_read)
+            product(d_read, True, asked, d_act, 1, False, ABOVE)
+            product(d_read, False, act, d_asked, 1, True, BELOW)
+            for pushes in range(2 if moving else 1):
+                turn(s[1] if pushes else w[1], back)
+                gate = carry[g, n, r] if pushes else keep[g, n, r]
+                product(d_answer, False, back, by, 1, True, WHOLE)
+                add_dots(by, asked, d_carry[g, n, r] if pushes else d_keep[g, n, r])
+                add_scaled(by, gate, d_asked)
+                scale(d_answer, gate, scaled)
+                product(asked, True, scaled, d_s[1] if pushes else d_w[1], 1, False, WHOLE)
+            # The read of the first.
+            for i in range(size):
+                for j in range(wide):
+                    d_asked[i, j] *= asked_slope[i, j]
+            turn(key, thin)
+            product(query, False, thin, scores, 1, True, UNDER)
+            masked(scores, mix[0, n, r], read)
+            product(read, True, d_asked, d_first, -1, False, ABOVE)
+            turn(first, tall)
+            product(d_asked, False, tall, d_read, -1, True, UNDER)
+            masked_gradient(scores, mix[0, n, r], d_mix[0, n, r], d_read)
+            product(d_read, True, query, d_key, 1, False, ABOVE)
+            product(d_read, False, key, d_query, 1, True, BELOW)
+            for pushes in range(2 if moving else 1):
+                turn(s[0] if pushes else w[0], back_first)
+                gate = carry[0, n, r] if pushes else keep[0, n, r]
+                product(d_asked, False, back_first, part, 1, True, WHOLE)
+                add_dots(part, query, d_carry[0, n, r] if pushes else d_keep[0, n, r])
+                add_scaled(part, gate, d_query)
+                scale(query, gate, scaled)
+                product(scaled, True, d_asked, d_s[0] if pushes else d_w[0], 1, False, WHOLE)
+
+            # The steps: `first` and `error` were the deltas times theta; `d_first` and `d_error` become those of the deltas.
+            for i in range(size):
+                d_theta[:] = kind(0)
+                for j in range(wide):
+                    first[i, j] = pull[i, j] * slope[i, j]
+                    d_theta[0] += d_first[i, j] * first[i, j]
+                    d_first[i, j] *= theta[0, n, r, i]
+                for j in range(width):
+                    d_theta[g] += d_error[i, j] * said[i, j]
+                    d_error[i, j] *= theta[g, n, r, i]
+                quotient = stiffness[n, r, i] if stiff else kind(0)
+                divisor = max(quotient, kind(1))
+                moved = kind(0)
+                for l in range(g + 1):
+                    d_rate[l, n, r, i] = d_theta[l] / divisor
+                    moved -= d_theta[l] * theta[l, n, r, i]
+                if quotient >= 1:
+                    low, high, wanted, known = kind(0), kind(0), kind(0), kind(0)
+                    for j in range(wide):
+                        low += first[i, j] * first[i, j]
+                        known += act[i, j] * act[i, j]
+                    for j in range(width):
+                        high += said[i, j] * said[i, j]
+                        wanted += key[i, j] * key[i, j]
+                    moved *= kind(2) / (divisor * (high + kind(1e-12)))
+                    for j in range(wide):
+                        d_act[i, j] += act[i, j] * moved * high
+                        d_first[i, j] += first[i, j] * moved * wanted
+                    for j in range(width):
+                        d_key[i, j] += key[i, j] * moved * low
+                        d_error[i, j] += said[i, j] * moved * (known - quotient)
+
+            # The key pass.
+            if n == chunks - 1:
+                for layer in range(2):
+                    d_at[layer][:] += d_start[layer][r]
+            for i in range(size):
+                for j in range(wide):
+                    x = hidden[n, r, i, j]
+                    square = min(x * x, kind(1e3))  # where the bell is zero long since, it may overflow
+                    bell = exponential(kind, kind(-0.5) * square) * kind(0.3989422804014327)
+                    first[i, j] = d_first[i, j] * pull[i, j] * bell * (kind(2) - square)
+                    d_first[i, j] *= slope[i, j]
+            product(d_first, False, at[1], d_error, 1, False, WHOLE)
+            product(d_first, True, said, d_at[1], 1, False, WHOLE)
+            d_value = d_values[n, r]
+            for i in range(size):
+                for j in range(width):
+                    d_error[i, j] *= kind(2)
+                    d_value[i, j] = -d_error[i, j]
+            product(act, True, d_error, d_at[1], 1, False, WHOLE)
+            turn(at[1], back)
+            product(d_error, False, back, d_act, 1, False, WHOLE)
+            for i in range(size):
+                for j in range(wide):
+                    first[i, j] += d_act[i, j] * slope[i, j]
+            product(key, True, first, d_at[0], 1, False, WHOLE)
+            turn(at[0], back_first)
+            product(first, False, back_first, d_key, 1, False, WHOLE)
+            if n and cap > 0:
+                for layer in range(2):
+                    factor = factors[n, layer, r]
+                    if factor < 1:
+                        capped_gradient(w[layer].reshape(-1), factor, d_w[layer].reshape(-1))
+
+
+@no_type_check
+def _unroll(begin, end, eta, stay, written, mix, carry, keep, push):
+    """`coefficients.Recurrences` from all three gates: what it gives, into zeros."""
+    size = eta.shape[1]
+    for r in range(begin, end):
+        before = push[r]
+        before[size] = 1
+        for i in range(size):
+            before[size] *= eta[r, i]
+            for j in range(i):
+                before[j] *= eta[r, i]
+            before[i] = 1
+            if i:
+                for j in range(i):
+                    mix[r, i, j] = mix[r, i - 1, j] * stay[r, i] + before[j] * written[r, i]
+            mix[r, i, i] = written[r, i]
+            carry[r, i] = (carry[r, i - 1] * stay[r, i] if i else 0) + before[size] * written[r, i]
+            keep[r, i] = (keep[r, i - 1] if i else 1) * stay[r, i]
+
+
+@no_type_check
+def _unroll_gradient(begin, end, eta, stay, written, mix, carry, keep, d_mix, d_carry, d_keep, d_push, d_eta, d_stay):
+    """The same from the last token to the first; d_push [R, C + 2] becomes scratch."""
+    kind = eta.dtype.type
+    size = eta.shape[1]
+    push, d_weight = np.zeros((size, size + 2), kind), np.empty(size, kind)
+    for r in range(begin, end):
+        for i in range(size):
+            push[i, size] = (push[i - 1, size] if i else kind(1)) * eta[r, i]
+            for j in range(i):
+                push[i, j] = push[i - 1, j] * eta[r, i]
+            push[i, i] = 1
+        d_weight[:] = 0
+        d_start, d_momentum, d_before = kind(0), kind(0), d_push[r]
+        for i in range(size - 1, -1, -1):
+            stays, pushes = (stay[r, i + 1], eta[r, i + 1]) if i + 1 < size else (kind(0), kind(1))
+            there = written[r, i]
+            d_start = d_start * stays + d_keep[r, i]
+            d_momentum = d_momentum * stays + d_carry[r, i]
+            d_before[size] = d_before[size] * pushes + there * d_momentum
+            for j in range(i + 1):
+                d_weight[j] = d_weight[j] * stays + d_mix[r, i, j]
+                d_before[j] = d_before[j] * pushes + there * d_weight[j]
+            left, held = d_start, d_before[size]
+            if i:
+                left = d_start * keep[r, i - 1] + d_momentum * carry[r, i - 1]
+                held *= push[i - 1, size]
+                for j in range(i):
+                    left += d_weight[j] * mix[r, i - 1, j]
+                    held += d_before[j] * push[i - 1, j]
+            d_stay[r, i], d_eta[r, i] = left, held
+
+
+forward, backward, unroll, unroll_gradient = (
+    kept(kernel, fastmath=FASTMATH, error_model="numpy", nogil=True)
+    for kernel in (_forward, _backward, _unroll, _unroll_gradient)
+)
+
+
+def shared(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
+    """Run the kernel on all rows, in as many threads as torch has; of the arguments, tensors go as arrays.
+
+    >>> shared(lambda first, last, x: print(first, last, type(x).__name__), 1, torch.ones(2))
+    0 1 ndarray
+    """
+    as_arrays = tree_map(lambda x: x.detach().numpy() if isinstance(x, Tensor) else x, arguments)
+    parts = min(torch.get_num_threads(), rows)
+    if parts < 2:
+        kernel(0, rows, *as_arrays)
+        return
+    cuts = [part * rows // parts for part in range(parts + 1)]
+    with ThreadPoolExecutor(parts) as pool:
+        list(pool.map(lambda first, last: kernel(first, last, *as_arrays), cuts[:-1], cuts[1:]))
+
+
+class Kept(NamedTuple):
+    """What the forward pass leaves to the gradient, as in `dual.Tape`, of one chunk only where there is none."""
+
+    weights: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...]
+    factors: Tensor
+    hidden: Tensor
+    reads: Tensor
+    delta: Tensor
+    stiffness: Tensor
+    theta: Tensor
+
+
+def _whole(gates: Gates) -> tuple[Tensor, ...]:
+    """All gates in one piece; instead of those that are None any others of their shape, which are not looked at."""
+    carry, fade, trail = (
+        like if gate is None else gate
+        for gate, like in zip(gates[2:3] + gates[4:], (gates.keep, gates.keep[..., 0], gates.keep), strict=True)
+    )
+    return tuple(x.contiguous() for x in (gates.rate, gates.keep, carry, gates.mix, fade, trail))
+
+
+class Fused(torch.autograd.Function):
+    """`whole_chunks` as one node of the graph, in one kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, form: Form, queries: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        """Reads, then weights, momentum and the last chunk's first weights, two each."""
+        gates, state = Gates(*rest[:6]), tuple(x.contiguous() for x in rest[6:])
+        weights, momentum, anchor = state[:2], state[2:4], state[4:]
+        chunks, rows, size, width = queries.shape
+        saving, moving = any(ctx.needs_input_grad), gates.carry is not None
+        room, new, wide = chunks if saving else 1, queries.new_empty, weights[0].shape[-1]
+
+        def since(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            then = tuple(new(room + saving, *leaf.shape) for leaf in leaves)
+            for leaf, now in zip(then, leaves, strict=True):
+                leaf[0] = now
+            return then
+
+        now = since(weights)
+        tape = Kept(
+            weights=now,
+            momentum=since(momentum) if moving else now,
+            factors=new(chunks, 2, rows),
+            hidden=new(room, rows, size, wide),
+            reads=new(room, rows, size, wide),
+            delta=new(room, rows, size, width),
+            stiffness=new(room, rows, size),
+            theta=new(len(gates.rate), room, rows, size),
+        )
+        flags, cap = (moving, form.stiff, form.anchored, saving), form.cap or 0.0
+        taken = (queries, keys, values, *_whole(gates), anchor or weights, *tape)
+        out, start = torch.empty_like(values), tuple(torch.empty_like(x) for x in weights)
+        shared(forward, rows, flags, cap, *taken, out, start)
+        if saving:
+            # Saved as tensors and not on the context itself: whoever checkpoints drops what is saved, and nothing else.
+            flat, ctx.layout = tree_flatten(taken)
+            ctx.flags, ctx.cap = flags, cap
+            ctx.save_for_backward(*flat)
+        ends = (leaf[-1].clone() for leaf in (*tape.weights, *tape.momentum))
+        return (out, *ends, *start)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        """Every row and head from its last chunk to its first."""
+        taken = tree_unflatten(ctx.saved_tensors, ctx.layout)
+        (moving, _, anchored, _), gates = ctx.flags, taken[3:9]
+        d_out, *d_ends = (x.contiguous() for x in grads)
+        d_weights, d_momentum = (tuple(x.clone() for x in d_ends[i : i + 2]) for i in (0, 2))
+        d_anchor = tuple(torch.zeros_like(x) for x in d_weights)
+        d_tokens = tuple(torch.empty_like(x) for x in taken[:3])
+        d_gates = tuple(torch.zeros_like(x) for x in gates)
+        shared(
+            backward, d_out.shape[1], ctx.flags, ctx.cap, *taken,
+            d_out, tuple(d_ends[4:]), d_anchor, d_weights, d_momentum, *d_tokens, *d_gates,
+        )  # fmt: skip
+        d_rate, d_keep, d_carry, d_mix, d_fade, d_trail = d_gates
+        d_pushes = (d_carry, d_fade, d_trail) if moving else (None,) * 3
+        return (
+            None, *d_tokens, d_rate, d_keep, d_pushes[0], d_mix, *d_pushes[1:], *d_weights,
+            *(d_momentum if moving else (None, None)), *(d_anchor if anchored else ()),
+        )  # fmt: skip
+
+
+def fused(
+    form: Form, queries: Tensor, keys: Tensor, values: Tensor, gates: Gates, *state: Sequence[Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """`whole_chunks` of a memory with two layers and no residual path."""
+    weights, momentum, *anchor = state
+    out = Fused.apply(form, queries, keys, values, *gates, *weights, *momentum, *sum(map(tuple, anchor), ()))  # type: ignore[no-untyped-call]
+    return out[0], out[1:3], out[3:5] if gates.carry is not None else tuple(momentum), out[5:]
+
+
+class Unrolled(torch.autograd.Function):
+    """`coefficients.Recurrences` in one kernel each way."""
+
+    @staticmethod
+    def forward(ctx: Any, eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
+        """What `Recurrences.forward` gives."""
+        like = eta if eta is not None else stay
+        assert like is not None
+        gates = tuple(
+            torch.full_like(like, other) if gate is None else gate.contiguous()
+            for gate, other in ((eta, 0), (stay, 1), (written, 1))
+        )
+        rows, size = like.shape
+        found = (like.new_zeros(rows, size, size), torch.empty_like(gates[0]), torch.empty_like(gates[0]))
+        push = like.new_zeros(rows, size + 2)
+        shared(unroll, rows, *gates, *found, push)
+        ctx.has = (eta is not None, stay is not None, False)
+        ctx.save_for_backward(*gates, *found)
+        return (*found, push)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """The same from the last token to the first."""
+        taken = ctx.saved_tensors
+        d_mix, d_carry, d_keep, d_push = (x.contiguous() for x in grads)
+        d_gates = torch.empty_like(taken[0]), torch.empty_like(taken[0])
+        shared(unroll_gradient, len(d_mix), *taken, d_mix, d_carry, d_keep, d_push.clone(), *d_gates)
+        return tuple(d_gate if has else None for d_gate, has in zip((*d_gates, None), ctx.has, strict=True))
+
+
+def unrolled(eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
+    """As `coefficients.recurrences`."""
+    out: tuple[Tensor, ...] = Unrolled.apply(eta, stay, written)  # type: ignore[no-untyped-call]
+    return out
