@@ -10,6 +10,7 @@ N chunk, R row and head together, C token of the chunk, K key, V value, I hidden
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from enum import IntEnum
 from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
@@ -27,33 +28,41 @@ from .jit import kept
 from .numba_cpu import FASTMATH, compiled, exponential, gelu, gelu_and_slope
 
 TALL = 8 if binding.get_host_cpu_features().get("avx512f") else 4  # rows of a tile whose sums fill the registers
-WHOLE, BELOW, ABOVE, UNDER = range(4)  # see `product`
+
+
+class Part(IntEnum):
+    """Which part of a matrix counts, see `product`; a class, since numba compiles once for each plain constant."""
+
+    WHOLE = 0
+    BELOW = 1
+    ABOVE = 2
+    UNDER = 3
 
 
 def tile_of(rows: int, lanes: int) -> Callable[..., None]:
     """A function that computes a tile of this size of a product, its sums in registers.
 
     >>> x, out = np.arange(4.0), np.zeros(2)
-    >>> tile_of(2, 1)(x, 0, 2, 1, x, 0, 1, out, 0, 1, 0, 2, 1.0, True)
+    >>> tile_of(2, 1)(x, 0, 2, 1, x, 0, 1, out, 0, 1, 0, 2, 0.0, 1.0)
     >>> out.tolist()
     [1.0, 3.0]
     """
 
-    def tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
+    def tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
         # What the arrays hold one after the other, whatever their shape.
         a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
         for r in range(rows):
             begin = at_out + r * out_row
             for j in range(lanes):
                 total = sum(a[at_a + r * a_row + k * a_step] * b[at_b + k * b_step + j] for k in range(first, last))
-                out[begin + j] = factor * total + (0 if fresh else out[begin + j])
+                out[begin + j] = factor * total + (rest * out[begin + j] if rest else 0)
 
     @intrinsic
-    def emitted(context, a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
+    def emitted(context, a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
         def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             number = context.get_data_type(signature.args[0].dtype)
             vector, whole, size = ir.VectorType(number, lanes), ir.IntType(64), signature.args[0].dtype.bitwidth // 8
-            at_a, a_row, a_step, at_b, b_step, at_out, out_row, first, last, factor, fresh = (
+            at_a, a_row, a_step, at_b, b_step, at_out, out_row, first, last, rest, factor = (
                 arguments[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13)
             )
             left, right, into = (
@@ -85,21 +94,46 @@ def tile_of(rows: int, lanes: int) -> Callable[..., None]:
                     builder.store(fused(everywhere(here), there, builder.load(each)), each)
             for r, each in enumerate(sums):
                 place = lanes_at(along(into, at_out, whole(r), out_row))
-                old = builder.select(fresh, nothing, builder.load(place, align=size))
+                old = builder.fmul(everywhere(rest), builder.load(place, align=size))
+                old = builder.select(builder.fcmp_ordered("==", rest, ir.Constant(number, 0)), nothing, old)
                 builder.store(fused(everywhere(factor), builder.load(each), old), place, align=size)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.none(a, n, n, n, b, n, n, out, n, n, n, n, a.dtype, types.boolean), emit
+        return types.none(a, n, n, n, b, n, n, out, n, n, n, n, a.dtype, a.dtype), emit
 
     @overload(tile)
-    def _(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
-        def run(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh):  # type: ignore[no-untyped-def]
-            emitted(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, factor, fresh)
+    def _(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
+        def run(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
+            emitted(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor)
 
         return run
 
     return tile
+
+
+def stay_apart() -> None:
+    """Have the function that calls this compiled once, and not again wherever it is called.
+
+    >>> stay_apart()
+    """
+
+
+@intrinsic
+@no_type_check
+def _not_inlined(context):
+    @no_type_check
+    def emit(context, builder, signature, arguments):
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.none(), emit
+
+
+@overload(stay_apart)
+@no_type_check
+def _stay_apart():
+    return lambda: _not_inlined()
 
 
 tall_16, tall_8, tall_1 = (tile_of(TALL, lanes) for lanes in (16, 8, 1))
@@ -108,46 +142,46 @@ flat_16, flat_8, flat_1 = (tile_of(1, lanes) for lanes in (16, 8, 1))
 
 @compiled
 @no_type_check
-def span(how, row, rows, depth):
+def span(part, row, rows, depth):
     """Which of the `depth` terms of a sum count, for a tile of so many rows."""
-    return row if how == ABOVE else 0, min(depth, row + rows) if how == BELOW else depth
+    return row if part == Part.ABOVE else 0, min(depth, row + rows) if part == Part.BELOW else depth
 
 
 @compiled
 @no_type_check
-def product(a, turned, b, out, factor, fresh, how):
-    """out [M, N] = factor * a [M, L] @ b [L, N], added to what is there unless it is `fresh`.
+def product(a, b, out, rest, factor, part):
+    """out [M, N] = rest * out + factor * a [M, L] @ b [L, N]; with a rest of 0 whatever is there is overwritten.
 
-    turned: a is [L, M]. how: BELOW, a is lower triangular; ABOVE, upper; UNDER, of out only what is on and below the
-    diagonal is wanted; WHOLE. A triangular a has zeros beside its diagonal, as far as the end of a tile.
+    part: BELOW, a is lower triangular; ABOVE, upper; UNDER, of out only what is on and below the diagonal is wanted.
+    A triangular a has zeros beside its diagonal, as far as the end of a tile.
     """
+    stay_apart()
     rows, columns, depth = out.shape[0], out.shape[1], b.shape[0]
-    row, step = (1, a.shape[1]) if turned else (a.shape[1], 1)
-    factor = out.dtype.type(factor)
+    row, step = a.strides[0] // a.itemsize, a.strides[1] // a.itemsize
     tiled = rows - rows % TALL
     begin = 0
     while begin < columns:
         left = columns - begin
         lanes = 16 if left >= 16 else (8 if left >= 8 else 1)
-        skipped = begin - begin % TALL if how == UNDER else 0
+        skipped = begin - begin % TALL if part == Part.UNDER else 0
         for i in range(min(skipped, tiled), tiled, TALL):
-            first, last = span(how, i, TALL, depth)
+            first, last = span(part, i, TALL, depth)
             at = i * columns + begin
             if lanes == 16:
-                tall_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+                tall_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             elif lanes == 8:
-                tall_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+                tall_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             else:
-                tall_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
-        for i in range(max(begin, tiled) if how == UNDER else tiled, rows):
-            first, last = span(how, i, 1, depth)
+                tall_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+        for i in range(max(begin, tiled) if part == Part.UNDER else tiled, rows):
+            first, last = span(part, i, 1, depth)
             at = i * columns + begin
             if lanes == 16:
-                flat_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+                flat_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             elif lanes == 8:
-                flat_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+                flat_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             else:
-                flat_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, factor, fresh)
+                flat_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
         begin += lanes
 
 
@@ -156,6 +190,34 @@ def product(a, turned, b, out, factor, fresh, how):
 def seen(i, size):
     """How many columns of row i count, of a lower triangular [C, C]: up to the diagonal, or to the end of its tile."""
     return i + 1 if i >= size - size % TALL else i - i % TALL + TALL
+
+
+@compiled
+@no_type_check
+def flat(x):
+    """x [M, N] as one row of numbers, the same memory."""
+    stay_apart()
+    return x.reshape(x.size)
+
+
+@compiled
+@no_type_check
+def copy(x, out):
+    """out [M, N] = x [M, N]."""
+    stay_apart()
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            out[i, j] = x[i, j]
+
+
+@compiled
+@no_type_check
+def clear(x):
+    """x [M, N] = 0."""
+    stay_apart()
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            x[i, j] = 0
 
 
 @compiled
@@ -194,6 +256,24 @@ def add_dots(x, y, out):
         for j in range(x.shape[1]):
             total += x[i, j] * y[i, j]
         out[i] += total
+
+
+@compiled
+@no_type_check
+def times(x, y):
+    """x [C, W] *= y [C, W]."""
+    x, y = flat(x), flat(y)
+    for j in range(len(x)):
+        x[j] *= y[j]
+
+
+@compiled
+@no_type_check
+def plus(x, y):
+    """x [C, W] += y [C, W]."""
+    x, y = flat(x), flat(y)
+    for j in range(len(x)):
+        x[j] += y[j]
 
 
 @compiled
@@ -250,20 +330,44 @@ def capped_gradient(weight, factor, d_weight):
 
 @compiled
 @no_type_check
+def stiffness_of(key, act, first, second, squares, out):
+    """out [C] = the stiffness of every token before it is held at 1, and squares [4, C] of what it is made of."""
+    clear(squares)
+    add_dots(key, key, squares[0])
+    add_dots(act, act, squares[1])
+    add_dots(first, first, squares[2])
+    add_dots(second, second, squares[3])
+    for i in range(len(out)):
+        whole = squares[0, i] * squares[2, i] + squares[1, i] * squares[3, i]
+        out[i] = whole / (squares[3, i] + out.dtype.type(1e-12))
+
+
+@compiled
+@no_type_check
+def bend(x, pull, d_delta, out):
+    """out = the gradient by x of delta = pull times the slope of GELU at x, all flat."""
+    kind = x.dtype.type
+    for j in range(len(x)):
+        square = x[j] * x[j]
+        square = kind(1e3) if square > kind(1e3) else square  # where the bell is zero long since, it may overflow
+        bell = exponential(kind, kind(-0.5) * square) * kind(0.3989422804014327)
+        out[j] = d_delta[j] * pull[j] * bell * (kind(2) - square)
+
+
+@compiled
+@no_type_check
 def key_pass(at, keys, values, hidden, act, slope, delta, back, pull):
     """Of the keys' tokens: sums of the hidden layer, their GELU and its slope, the gradient by the output (delta), and
     the same by the hidden layer's (pull). back: scratch."""
-    product(keys, False, at[0], hidden, 1, True, WHOLE)
-    slope[:] = hidden
-    gelu_and_slope(slope.reshape(-1), act.reshape(-1))
-    delta[:] = values
-    two = delta.dtype.type(2)
-    for i in range(delta.shape[0]):
-        for j in range(delta.shape[1]):
-            delta[i, j] *= -two
-    product(act, False, at[1], delta, 2, False, WHOLE)
+    kind = keys.dtype.type
+    none, one, two = kind(0), kind(1), kind(2)
+    product(keys, at[0], hidden, none, one, Part.WHOLE)
+    copy(hidden, slope)
+    gelu_and_slope(flat(slope), flat(act))
+    copy(values, delta)
+    product(act, at[1], delta, -two, two, Part.WHOLE)
     turn(at[1], back)
-    product(delta, False, back, pull, 1, True, WHOLE)
+    product(delta, back, pull, none, one, Part.WHOLE)
 
 
 @no_type_check
@@ -273,12 +377,14 @@ def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, m
 
     flags: momentum, stiff, anchored, saving; without the last the arrays that are kept have room for one chunk."""
     kind = queries.dtype.type
+    none, one = kind(0), kind(1)
     moving, stiff, anchored, saving = flags
     chunks, _, size, width = queries.shape
     wide, last_gate = hidden.shape[3], len(rate) - 1
     scores, read = np.empty((size, size), kind), np.empty((size, size), kind)
     act, slope, pull = np.empty((size, wide), kind), np.empty((size, wide), kind), np.empty((size, wide), kind)
     error, scaled, part = np.empty((size, width), kind), np.empty((size, width), kind), np.empty((size, width), kind)
+    squares = np.empty((4, size), kind)
     turned, turned_act, back = np.empty((width, size), kind), np.empty((wide, size), kind), np.empty((width, wide), kind)
     for r in range(begin, end):
         for n in range(chunks):
@@ -287,61 +393,51 @@ def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, m
             w, s = (weights[0][here, r], weights[1][here, r]), (momentum[0][here, r], momentum[1][here, r])
             if n and cap > 0:
                 for layer in range(2):
-                    flat = w[layer].reshape(-1)
-                    factors[n, layer, r] = capped(flat, kind(cap) * kind(np.sqrt(kind(w[layer].shape[1]))))
+                    whole = flat(w[layer])
+                    factors[n, layer, r] = capped(whole, kind(cap) * kind(np.sqrt(kind(w[layer].shape[1]))))
             at = (anchor[0][r], anchor[1][r]) if anchored and n == 0 else w
             if n == chunks - 1:
                 for layer in range(2):
-                    start[layer][r] = at[layer]
+                    copy(at[layer], start[layer][r])
             key, query, said = keys[n, r], queries[n, r], delta[here, r]
             key_pass(at, key, values[n, r], hidden[here, r], act, slope, said, back, pull)
-            for i in range(size):
-                low, high, asked, known = kind(0), kind(0), kind(0), kind(0)
-                for j in range(wide):
-                    pull[i, j] *= slope[i, j]
-                    low += pull[i, j] * pull[i, j]
-                    known += act[i, j] * act[i, j]
-                for j in range(width):
-                    high += said[i, j] * said[i, j]
-                    asked += key[i, j] * key[i, j]
-                divisor = kind(1)
-                if stiff:
-                    quotient = (asked * low + known * high) / (high + kind(1e-12))
-                    stiffness[here, r, i] = quotient
-                    divisor = max(quotient, kind(1))
-                for g in range(last_gate + 1):
-                    theta[g, here, r, i] = rate[g, n, r, i] / divisor
+            times(pull, slope)
+            if stiff:
+                stiffness_of(key, act, pull, said, squares, stiffness[here, r])
+            for g in range(last_gate + 1):
+                for i in range(size):
+                    theta[g, here, r, i] = rate[g, n, r, i] / (max(stiffness[here, r, i], kind(1)) if stiff else kind(1))
             g = last_gate
             scale(pull, theta[0, here, r], pull)
             scale(said, theta[g, here, r], error)
 
             y, answer = reads[here, r], out[n, r]
             turn(key, turned)
-            product(query, False, turned, scores, 1, True, UNDER)
+            product(query, turned, scores, none, one, Part.UNDER)
             masked(scores, mix[0, n, r], read)
             scale(query, keep[0, n, r], scaled)
-            product(scaled, False, w[0], y, 1, True, WHOLE)
+            product(scaled, w[0], y, none, one, Part.WHOLE)
             if moving:
                 scale(query, carry[0, n, r], scaled)
-                product(scaled, False, s[0], y, 1, False, WHOLE)
-            product(read, False, pull, y, -1, False, BELOW)
-            slope[:] = y
-            gelu(slope.reshape(-1))
+                product(scaled, s[0], y, one, one, Part.WHOLE)
+            product(read, pull, y, one, -one, Part.BELOW)
+            copy(y, slope)
+            gelu(flat(slope))
             turn(act, turned_act)
-            product(slope, False, turned_act, scores, 1, True, UNDER)
+            product(slope, turned_act, scores, none, one, Part.UNDER)
             masked(scores, mix[g, n, r], read)
-            product(slope, False, w[1], part, 1, True, WHOLE)
+            product(slope, w[1], part, none, one, Part.WHOLE)
             scale(part, keep[g, n, r], answer)
             if moving:
-                product(slope, False, s[1], part, 1, True, WHOLE)
+                product(slope, s[1], part, none, one, Part.WHOLE)
                 add_scaled(part, carry[g, n, r], answer)
-            product(read, False, error, answer, -1, False, BELOW)
+            product(read, error, answer, one, -one, Part.BELOW)
 
             for layer in range(2):
                 g = min(layer, last_gate)
-                old, new = w[layer].reshape(-1), weights[layer][there, r].reshape(-1)
+                old, new = flat(w[layer]), flat(weights[layer][there, r])
                 if moving:
-                    push, pushed = s[layer].reshape(-1), momentum[layer][there, r].reshape(-1)
+                    push, pushed = flat(s[layer]), flat(momentum[layer][there, r])
                     for j in range(len(old)):
                         new[j] = keep[g, n, r, -1] * old[j] + carry[g, n, r, -1] * push[j]
                         pushed[j] = fade[g, n, r] * push[j]
@@ -350,14 +446,14 @@ def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, m
                         new[j] = keep[g, n, r, -1] * old[j]
             g = last_gate
             scale(key, mix[0, n, r, -1], scaled)
-            product(scaled, True, pull, weights[0][there, r], -1, False, WHOLE)
+            product(scaled.T, pull, weights[0][there, r], one, -one, Part.WHOLE)
             scale(error, mix[g, n, r, -1], scaled)
-            product(act, True, scaled, weights[1][there, r], -1, False, WHOLE)
+            product(act.T, scaled, weights[1][there, r], one, -one, Part.WHOLE)
             if moving:
                 scale(key, trail[0, n, r], scaled)
-                product(scaled, True, pull, momentum[0][there, r], -1, False, WHOLE)
+                product(scaled.T, pull, momentum[0][there, r], one, -one, Part.WHOLE)
                 scale(error, trail[g, n, r], scaled)
-                product(act, True, scaled, momentum[1][there, r], -1, False, WHOLE)
+                product(act.T, scaled, momentum[1][there, r], one, -one, Part.WHOLE)
 
 
 @no_type_check
@@ -367,6 +463,7 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
               d_queries, d_keys, d_values, d_rate, d_keep, d_carry, d_mix, d_fade, d_trail):  # fmt: skip
     """The gradient of `_forward`: from that of the last weights and momentum, in place, to that of the first."""
     kind = queries.dtype.type
+    none, one = kind(0), kind(1)
     moving, stiff, anchored, _ = flags
     chunks, _, size, width = queries.shape
     wide, last_gate = hidden.shape[3], len(rate) - 1
@@ -380,7 +477,7 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
     part, d_error = np.empty((size, width), kind), np.empty((size, width), kind)
     thin, tall = np.empty((width, size), kind), np.empty((wide, size), kind)
     back, back_first = np.empty((width, wide), kind), np.empty((wide, width), kind)
-    d_theta = np.empty(last_gate + 1, kind)
+    quotients, d_theta, squares = np.empty(size, kind), np.empty((last_gate + 1, size), kind), np.empty((4, size), kind)
     g = last_gate
     for r in range(begin, end):
         d_w, d_s = (d_weights[0][r], d_weights[1][r]), (d_momentum[0][r], d_momentum[1][r])
@@ -392,41 +489,41 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
             key, query, d_answer = keys[n, r], queries[n, r], d_out[n, r]
             d_key, d_query = d_keys[n, r], d_queries[n, r]
             key_pass(at, key, values[n, r], hidden[n, r], act, slope, said, back, pull)
-            for i in range(size):
-                for j in range(wide):
-                    first[i, j] = pull[i, j] * slope[i, j] * theta[0, n, r, i]
+            copy(pull, first)
+            times(first, slope)
+            scale(first, theta[0, n, r], first)
             scale(said, theta[g, n, r], error)
-            asked_slope[:] = reads[n, r]
-            gelu_and_slope(asked_slope.reshape(-1), asked.reshape(-1))
+            copy(reads[n, r], asked_slope)
+            gelu_and_slope(flat(asked_slope), flat(asked))
 
             # What the state after the chunk is made of.
-            d_key[:] = kind(0)
-            d_act[:] = kind(0)
-            d_first[:] = kind(0)
-            d_error[:] = kind(0)
+            clear(d_key)
+            clear(d_act)
+            clear(d_first)
+            clear(d_error)
             for pushes in range(2 if moving else 1):
                 low, high = (d_s[0], d_s[1]) if pushes else (d_w[0], d_w[1])
                 share, d_share = (trail[0, n, r], d_trail[0, n, r]) if pushes else (mix[0, n, r, -1], d_mix[0, n, r, -1])
                 scale(key, share, scaled)
-                product(scaled, False, low, d_first, -1, False, WHOLE)
+                product(scaled, low, d_first, one, -one, Part.WHOLE)
                 turn(low, back_first)
-                product(first, False, back_first, part, -1, True, WHOLE)
+                product(first, back_first, part, none, -one, Part.WHOLE)
                 add_dots(part, key, d_share)
                 add_scaled(part, share, d_key)
                 share, d_share = (trail[g, n, r], d_trail[g, n, r]) if pushes else (mix[g, n, r, -1], d_mix[g, n, r, -1])
-                product(act, False, high, part, -1, True, WHOLE)
+                product(act, high, part, none, -one, Part.WHOLE)
                 add_dots(part, error, d_share)
                 add_scaled(part, share, d_error)
                 scale(error, share, scaled)
                 turn(high, back)
-                product(scaled, False, back, d_act, -1, False, WHOLE)
+                product(scaled, back, d_act, one, -one, Part.WHOLE)
             for layer in range(2):
                 l = min(layer, g)
-                old, d_old = w[layer].reshape(-1), d_w[layer].reshape(-1)
+                old, d_old = flat(w[layer]), flat(d_w[layer])
                 kept_share = keep[l, n, r, -1]
                 d_keep[l, n, r, -1] += dot(d_old, old)
                 if moving:
-                    push, d_push = s[layer].reshape(-1), d_s[layer].reshape(-1)
+                    push, d_push = flat(s[layer]), flat(d_s[layer])
                     carried, faded = carry[l, n, r, -1], fade[l, n, r]
                     d_carry[l, n, r, -1] += dot(d_old, push)
                     d_fade[l, n, r] += dot(d_push, push)
@@ -437,108 +534,96 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
 
             # The read of the second layer.
             turn(act, tall)
-            product(asked, False, tall, scores, 1, True, UNDER)
+            product(asked, tall, scores, none, one, Part.UNDER)
             masked(scores, mix[g, n, r], read)
-            product(read, True, d_answer, d_error, -1, False, ABOVE)
+            product(read.T, d_answer, d_error, one, -one, Part.ABOVE)
             turn(error, thin)
-            product(d_answer, False, thin, d_read, -1, True, UNDER)
+            product(d_answer, thin, d_read, none, -one, Part.UNDER)
             masked_gradient(scores, mix[g, n, r], d_mix[g, n, r], d_read)
-            product(d_read, True, asked, d_act, 1, False, ABOVE)
-            product(d_read, False, act, d_asked, 1, True, BELOW)
+            product(d_read.T, asked, d_act, one, one, Part.ABOVE)
+            product(d_read, act, d_asked, none, one, Part.BELOW)
             for pushes in range(2 if moving else 1):
                 turn(s[1] if pushes else w[1], back)
                 gate = carry[g, n, r] if pushes else keep[g, n, r]
-                product(d_answer, False, back, by, 1, True, WHOLE)
+                product(d_answer, back, by, none, one, Part.WHOLE)
                 add_dots(by, asked, d_carry[g, n, r] if pushes else d_keep[g, n, r])
                 add_scaled(by, gate, d_asked)
                 scale(d_answer, gate, scaled)
-                product(asked, True, scaled, d_s[1] if pushes else d_w[1], 1, False, WHOLE)
+                product(asked.T, scaled, d_s[1] if pushes else d_w[1], one, one, Part.WHOLE)
             # The read of the first.
-            for i in range(size):
-                for j in range(wide):
-                    d_asked[i, j] *= asked_slope[i, j]
+            times(d_asked, asked_slope)
             turn(key, thin)
-            product(query, False, thin, scores, 1, True, UNDER)
+            product(query, thin, scores, none, one, Part.UNDER)
             masked(scores, mix[0, n, r], read)
-            product(read, True, d_asked, d_first, -1, False, ABOVE)
+            product(read.T, d_asked, d_first, one, -one, Part.ABOVE)
             turn(first, tall)
-            product(d_asked, False, tall, d_read, -1, True, UNDER)
+            product(d_asked, tall, d_read, none, -one, Part.UNDER)
             masked_gradient(scores, mix[0, n, r], d_mix[0, n, r], d_read)
-            product(d_read, True, query, d_key, 1, False, ABOVE)
-            product(d_read, False, key, d_query, 1, True, BELOW)
+            product(d_read.T, query, d_key, one, one, Part.ABOVE)
+            product(d_read, key, d_query, none, one, Part.BELOW)
             for pushes in range(2 if moving else 1):
                 turn(s[0] if pushes else w[0], back_first)
                 gate = carry[0, n, r] if pushes else keep[0, n, r]
-                product(d_asked, False, back_first, part, 1, True, WHOLE)
+                product(d_asked, back_first, part, none, one, Part.WHOLE)
                 add_dots(part, query, d_carry[0, n, r] if pushes else d_keep[0, n, r])
                 add_scaled(part, gate, d_query)
                 scale(query, gate, scaled)
-                product(scaled, True, d_asked, d_s[0] if pushes else d_w[0], 1, False, WHOLE)
+                product(scaled.T, d_asked, d_s[0] if pushes else d_w[0], one, one, Part.WHOLE)
 
             # The steps: `first` and `error` were the deltas times theta; `d_first` and `d_error` become those of the deltas.
-            for i in range(size):
-                d_theta[:] = kind(0)
-                for j in range(wide):
-                    first[i, j] = pull[i, j] * slope[i, j]
-                    d_theta[0] += d_first[i, j] * first[i, j]
-                    d_first[i, j] *= theta[0, n, r, i]
-                for j in range(width):
-                    d_theta[g] += d_error[i, j] * said[i, j]
-                    d_error[i, j] *= theta[g, n, r, i]
-                quotient = stiffness[n, r, i] if stiff else kind(0)
-                divisor = max(quotient, kind(1))
-                moved = kind(0)
-                for l in range(g + 1):
-                    d_rate[l, n, r, i] = d_theta[l] / divisor
-                    moved -= d_theta[l] * theta[l, n, r, i]
-                if quotient >= 1:
-                    low, high, wanted, known = kind(0), kind(0), kind(0), kind(0)
-                    for j in range(wide):
-                        low += first[i, j] * first[i, j]
-                        known += act[i, j] * act[i, j]
-                    for j in range(width):
-                        high += said[i, j] * said[i, j]
-                        wanted += key[i, j] * key[i, j]
-                    moved *= kind(2) / (divisor * (high + kind(1e-12)))
-                    for j in range(wide):
-                        d_act[i, j] += act[i, j] * moved * high
-                        d_first[i, j] += first[i, j] * moved * wanted
-                    for j in range(width):
-                        d_key[i, j] += key[i, j] * moved * low
-                        d_error[i, j] += said[i, j] * moved * (known - quotient)
+            copy(pull, first)
+            times(first, slope)
+            clear(d_theta)
+            add_dots(d_first, first, d_theta[0])
+            add_dots(d_error, said, d_theta[g])
+            scale(d_first, theta[0, n, r], d_first)
+            scale(d_error, theta[g, n, r], d_error)
+            if stiff:
+                stiffness_of(key, act, first, said, squares, quotients)
+                for i in range(size):
+                    quotient, moved = quotients[i], kind(0)
+                    for l in range(g + 1):
+                        moved -= d_theta[l, i] * theta[l, n, r, i]
+                        d_theta[l, i] /= max(quotient, kind(1))
+                    # Where the stiffness is 1 because it is held there, it does not move.
+                    moved *= kind(2) / (quotient * (squares[3, i] + kind(1e-12))) if quotient >= 1 else kind(0)
+                    asked_square, known = squares[0, i], squares[1, i]
+                    squares[0, i], squares[1, i] = moved * squares[2, i], moved * squares[3, i]
+                    squares[2, i], squares[3, i] = moved * asked_square, moved * (known - quotient)
+                add_scaled(key, squares[0], d_key)
+                add_scaled(act, squares[1], d_act)
+                add_scaled(first, squares[2], d_first)
+                add_scaled(said, squares[3], d_error)
+            for l in range(g + 1):
+                for i in range(size):
+                    d_rate[l, n, r, i] = d_theta[l, i]
 
             # The key pass.
             if n == chunks - 1:
                 for layer in range(2):
-                    d_at[layer][:] += d_start[layer][r]
-            for i in range(size):
-                for j in range(wide):
-                    x = hidden[n, r, i, j]
-                    square = min(x * x, kind(1e3))  # where the bell is zero long since, it may overflow
-                    bell = exponential(kind, kind(-0.5) * square) * kind(0.3989422804014327)
-                    first[i, j] = d_first[i, j] * pull[i, j] * bell * (kind(2) - square)
-                    d_first[i, j] *= slope[i, j]
-            product(d_first, False, at[1], d_error, 1, False, WHOLE)
-            product(d_first, True, said, d_at[1], 1, False, WHOLE)
+                    plus(d_at[layer], d_start[layer][r])
+            bend(flat(hidden[n, r]), flat(pull), flat(d_first), flat(first))
+            times(d_first, slope)
+            product(d_first, at[1], d_error, one, one, Part.WHOLE)
+            product(d_first.T, said, d_at[1], one, one, Part.WHOLE)
             d_value = d_values[n, r]
             for i in range(size):
                 for j in range(width):
                     d_error[i, j] *= kind(2)
                     d_value[i, j] = -d_error[i, j]
-            product(act, True, d_error, d_at[1], 1, False, WHOLE)
+            product(act.T, d_error, d_at[1], one, one, Part.WHOLE)
             turn(at[1], back)
-            product(d_error, False, back, d_act, 1, False, WHOLE)
-            for i in range(size):
-                for j in range(wide):
-                    first[i, j] += d_act[i, j] * slope[i, j]
-            product(key, True, first, d_at[0], 1, False, WHOLE)
+            product(d_error, back, d_act, one, one, Part.WHOLE)
+            times(d_act, slope)
+            plus(first, d_act)
+            product(key.T, first, d_at[0], one, one, Part.WHOLE)
             turn(at[0], back_first)
-            product(first, False, back_first, d_key, 1, False, WHOLE)
+            product(first, back_first, d_key, one, one, Part.WHOLE)
             if n and cap > 0:
                 for layer in range(2):
                     factor = factors[n, layer, r]
                     if factor < 1:
-                        capped_gradient(w[layer].reshape(-1), factor, d_w[layer].reshape(-1))
+                        capped_gradient(flat(w[layer]), factor, flat(d_w[layer]))
 
 
 @no_type_check
@@ -573,7 +658,7 @@ def _unroll_gradient(begin, end, eta, stay, written, mix, carry, keep, d_mix, d_
             for j in range(i):
                 push[i, j] = push[i - 1, j] * eta[r, i]
             push[i, i] = 1
-        d_weight[:] = 0
+        d_weight[:] = kind(0)
         d_start, d_momentum, d_before = kind(0), kind(0), d_push[r]
         for i in range(size - 1, -1, -1):
             stays, pushes = (stay[r, i + 1], eta[r, i + 1]) if i + 1 < size else (kind(0), kind(1))
