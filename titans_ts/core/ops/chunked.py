@@ -9,6 +9,7 @@ B row, H head, T time, C token of the chunk, N chunk, R row and head together, K
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -26,7 +27,11 @@ from .reference import at_rest
 WholeChunks = Callable[
     ..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
 ]  # as `whole_chunks`
+GatesOf = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], Any]  # as `gates_of`, for `WholeChunks`
 SPAN = 4096  # tokens of all rows whose scalars are computed at once
+# Heads as wide as this at most, and so many tokens of all heads at least, go through compiled kernels: wider products are
+# fast as they are, and nobody waits for a compiler for the sake of a few tokens.
+NARROW, TOGETHER = 16, 2048
 
 
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -41,24 +46,50 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     >>> chunked(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4))[0].shape
     torch.Size([1, 1, 1, 1])
     """
-    return in_runs(state, tokens, rule, max(1, SPAN // (rule.chunk * state.offset.shape[0])), whole_chunks)
+    longest = max(1, SPAN // (rule.chunk * state.offset.shape[0]))
+    if fits(state, tokens, rule):
+        from .numba_dual import fused, scalars
+
+        return in_runs(state, tokens, rule, longest, fused, scalars)
+    return in_runs(state, tokens, rule, longest, whole_chunks, gates_of)
+
+
+def fits(state: MemoryState, tokens: Tokens, rule: Rule) -> bool:
+    """Whether the kernels of `numba_dual` compute this, and are worth it.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
+    >>> fits(MemoryState(two, two, two, 0 * one[0], clock, one[0]), Tokens(one, one, one, one), Rule(chunk=4))
+    False
+    """
+    rows, heads, time, width = tokens.keys.shape
+    many = rows * heads * time >= TOGETHER and rows * heads >= torch.get_num_threads()
+    if not many or len(state.weights) != 2 or not state.anchor or rule.residual:
+        return False
+    kinds = {x.dtype for x in (*state.weights, state.spent, *tokens[:6]) if x is not None}
+    return (
+        tokens.keys.device.type == "cpu"
+        and kinds in ({torch.float32}, {torch.float64})
+        and width <= NARROW
+        and state.weights[0].shape[-1] <= 4 * NARROW
+    )
 
 
 def in_runs(
-    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks, recur: Recur = recurrences
+    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks, scalars: GatesOf
 ) -> tuple[Tensor, MemoryState]:
-    """The op whose runs of at most `longest` chunks are computed by `whole`, and their scalars by `recur`.
+    """The op whose runs of at most `longest` chunks are computed by `whole`, with what `scalars` makes of the gates.
 
     >>> one, clock = torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState((one,), (one,), (one,), 0 * one[0], clock, one[0])
-    >>> in_runs(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4), 1, whole_chunks)[1].offset.tolist()
+    >>> in_runs(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4), 1, whole_chunks, gates_of)[1].offset.tolist()
     [1]
     """
     time = tokens.keys.shape[2]
     steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
     reads = []
     for part, run in apart(tokens, runs(steps, rule.chunk, longest)):
-        read, state = one_run(state, part, rule, run, whole, recur)
+        read, state = one_run(state, part, rule, run, whole, scalars)
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
@@ -127,15 +158,16 @@ def one_run(
     tokens: Tokens,
     rule: Rule,
     run: list[Piece],
-    whole: WholeChunks = whole_chunks,
-    recur: Recur = recurrences,
+    whole: WholeChunks,
+    scalars: GatesOf,
 ) -> tuple[Tensor, MemoryState]:
     """Reads and state after one of `runs`; the offset stays that of the whole call's start.
 
     >>> one = torch.ones(1, 1, 1, 1)
     >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState(two, two, two, 0 * one[0], clock, one[0])
-    >>> one_run(start, Tokens(one, one, one, 0 * one), Rule(chunk=4), [Piece(0, 1, None, 0)])[1].spent.item()
+    >>> tokens, run = Tokens(one, one, one, 0 * one), [Piece(0, 1, None, 0)]
+    >>> one_run(start, tokens, Rule(chunk=4), run, whole_chunks, gates_of)[1].spent.item()
     0.0
     """
     rows, heads = tokens.keys.shape[:2]
@@ -166,7 +198,7 @@ def one_run(
     written = written_in(run, tokens)
     assert theta is not None
     rate, spent = granted(theta, eta, written, spent, rule)
-    gates = gates_of(rate, eta, alpha, written, rows, recur)
+    gates = scalars(rate, eta, alpha, written, rows)
     form = Form(
         layers=len(weights),
         residual=rule.residual,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from .dual import Form, Gates
+from .dual import Form
 from .jit import kept
 from .numba_cpu import FASTMATH, compiled, exponential, gelu, gelu_and_slope
 
@@ -79,7 +80,7 @@ def tile_of(rows: int, lanes: int) -> Callable[..., None]:
                 one = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.IntType(32)(0))
                 return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
 
-            def fused(x, y, z):  # type: ignore[no-untyped-def]
+            def plus_product(z, x, y):  # type: ignore[no-untyped-def]
                 return builder.fadd(builder.fmul(x, y, flags=["contract"]), z, flags=["contract"])
 
             nothing = ir.Constant(vector, None)
@@ -91,12 +92,12 @@ def tile_of(rows: int, lanes: int) -> Callable[..., None]:
                 there = builder.load(lanes_at(along(right, at_b, k, b_step)), align=size)
                 for start, each in zip(starts, sums, strict=True):
                     here = builder.load(along(start, whole(0), k, a_step), align=size)
-                    builder.store(fused(everywhere(here), there, builder.load(each)), each)
+                    builder.store(plus_product(builder.load(each), everywhere(here), there), each)
             for r, each in enumerate(sums):
                 place = lanes_at(along(into, at_out, whole(r), out_row))
                 old = builder.fmul(everywhere(rest), builder.load(place, align=size))
                 old = builder.select(builder.fcmp_ordered("==", rest, ir.Constant(number, 0)), nothing, old)
-                builder.store(fused(everywhere(factor), builder.load(each), old), place, align=size)
+                builder.store(plus_product(old, everywhere(factor), builder.load(each)), place, align=size)
             return context.get_dummy_value()
 
         n = types.intp
@@ -370,8 +371,70 @@ def key_pass(at, keys, values, hidden, act, slope, delta, back, pull):
     product(delta, back, pull, none, one, Part.WHOLE)
 
 
+@compiled
 @no_type_check
-def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, mix, fade, trail, anchor,
+def scalars_of(eta, alpha, written, heads, g, n, r, gate):
+    """gate [3, C] = eta, 1 - alpha and whether it is written, of every token; one that is not is the identity."""
+    none, one = gate.dtype.type(0), gate.dtype.type(1)
+    for i in range(gate.shape[1]):
+        if written.size == 0 or written[n, r // heads, i]:
+            gate[0, i] = eta[g, n, r, i] if eta.size else none
+            gate[1, i] = one - alpha[g, n, r, i] if alpha.size else one
+            gate[2, i] = one
+        else:
+            gate[0, i], gate[1, i], gate[2, i] = one, one, none
+
+
+@compiled
+@no_type_check
+def unroll(gate, push, mix, carry, keep):
+    """`coefficients.Recurrences` of one chunk: all of S in push [C, C + 1], mix [C, C], carry and keep [C].
+
+    gate: as of `scalars_of`. What is above the diagonal of mix stays as it is."""
+    size = len(keep)
+    for i in range(size):
+        eta, stay, there = gate[0, i], gate[1, i], gate[2, i]
+        for j in range(i):
+            push[i, j] = push[i - 1, j] * eta
+            mix[i, j] = mix[i - 1, j] * stay + push[i, j] * there
+        push[i, i], mix[i, i] = 1, there
+        push[i, size] = push[i - 1, size] * eta if i else eta
+        carry[i] = (carry[i - 1] * stay if i else 0) + push[i, size] * there
+        keep[i] = keep[i - 1] * stay if i else stay
+
+
+@compiled
+@no_type_check
+def unroll_gradient(gate, push, mix, carry, keep, d_push, d_mix, d_carry, d_keep, d_gate):
+    """d_gate [2, C] = the gradient by eta and by 1 - alpha; d_push [C + 1] is that by the last row of push.
+
+    Of d_mix, d_carry and d_keep every row becomes what it is with all that came after it."""
+    size = len(keep)
+    for i in range(size - 1, -1, -1):
+        there = gate[2, i]
+        if i + 1 < size:
+            eta, stay = gate[0, i + 1], gate[1, i + 1]
+            d_keep[i] += d_keep[i + 1] * stay
+            d_carry[i] += d_carry[i + 1] * stay
+            for j in range(size + 1):
+                d_push[j] *= eta
+            for j in range(i + 1):
+                d_mix[i, j] += d_mix[i + 1, j] * stay
+        d_push[size] += d_carry[i] * there
+        for j in range(i + 1):
+            d_push[j] += d_mix[i, j] * there
+        if i == 0:
+            d_gate[0, i], d_gate[1, i] = d_push[size], d_keep[i]
+        else:
+            by_eta, by_stay = d_push[size] * push[i - 1, size], d_keep[i] * keep[i - 1] + d_carry[i] * carry[i - 1]
+            for j in range(i):
+                by_eta += d_push[j] * push[i - 1, j]
+                by_stay += d_mix[i, j] * mix[i - 1, j]
+            d_gate[0, i], d_gate[1, i] = by_eta, by_stay
+
+
+@no_type_check
+def _forward(begin, end, flags, cap, queries, keys, values, rate, eta, alpha, written, anchor,
              weights, momentum, factors, hidden, reads, delta, stiffness, theta, out, start):  # fmt: skip
     """The rows and heads from `begin` to before `end`; the arguments are those of `dual.Dual` and what it keeps.
 
@@ -379,8 +442,10 @@ def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, m
     kind = queries.dtype.type
     none, one = kind(0), kind(1)
     moving, stiff, anchored, saving = flags
-    chunks, _, size, width = queries.shape
-    wide, last_gate = hidden.shape[3], len(rate) - 1
+    chunks, rows, size, width = queries.shape
+    wide, gates, heads = hidden.shape[3], len(rate), rows // max(1, written.shape[1])
+    gate, push = np.empty((gates, 3, size), kind), np.empty((gates, size, size + 1), kind)
+    mix, carry, keep = np.zeros((gates, size, size), kind), np.empty((gates, size), kind), np.empty((gates, size), kind)
     scores, read = np.empty((size, size), kind), np.empty((size, size), kind)
     act, slope, pull = np.empty((size, wide), kind), np.empty((size, wide), kind), np.empty((size, wide), kind)
     error, scaled, part = np.empty((size, width), kind), np.empty((size, width), kind), np.empty((size, width), kind)
@@ -399,74 +464,79 @@ def _forward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, m
             if n == chunks - 1:
                 for layer in range(2):
                     copy(at[layer], start[layer][r])
+            for l in range(gates):
+                scalars_of(eta, alpha, written, heads, l, n, r, gate[l])
+                unroll(gate[l], push[l], mix[l], carry[l], keep[l])
             key, query, said = keys[n, r], queries[n, r], delta[here, r]
             key_pass(at, key, values[n, r], hidden[here, r], act, slope, said, back, pull)
             times(pull, slope)
             if stiff:
                 stiffness_of(key, act, pull, said, squares, stiffness[here, r])
-            for g in range(last_gate + 1):
+            for g in range(gates):
                 for i in range(size):
                     theta[g, here, r, i] = rate[g, n, r, i] / (max(stiffness[here, r, i], kind(1)) if stiff else kind(1))
-            g = last_gate
+            g = gates - 1
             scale(pull, theta[0, here, r], pull)
             scale(said, theta[g, here, r], error)
 
             y, answer = reads[here, r], out[n, r]
             turn(key, turned)
             product(query, turned, scores, none, one, Part.UNDER)
-            masked(scores, mix[0, n, r], read)
-            scale(query, keep[0, n, r], scaled)
+            masked(scores, mix[0], read)
+            scale(query, keep[0], scaled)
             product(scaled, w[0], y, none, one, Part.WHOLE)
             if moving:
-                scale(query, carry[0, n, r], scaled)
+                scale(query, carry[0], scaled)
                 product(scaled, s[0], y, one, one, Part.WHOLE)
             product(read, pull, y, one, -one, Part.BELOW)
             copy(y, slope)
             gelu(flat(slope))
             turn(act, turned_act)
             product(slope, turned_act, scores, none, one, Part.UNDER)
-            masked(scores, mix[g, n, r], read)
+            masked(scores, mix[g], read)
             product(slope, w[1], part, none, one, Part.WHOLE)
-            scale(part, keep[g, n, r], answer)
+            scale(part, keep[g], answer)
             if moving:
                 product(slope, s[1], part, none, one, Part.WHOLE)
-                add_scaled(part, carry[g, n, r], answer)
+                add_scaled(part, carry[g], answer)
             product(read, error, answer, one, -one, Part.BELOW)
 
             for layer in range(2):
-                g = min(layer, last_gate)
+                g = min(layer, gates - 1)
                 old, new = flat(w[layer]), flat(weights[layer][there, r])
                 if moving:
-                    push, pushed = flat(s[layer]), flat(momentum[layer][there, r])
+                    old_push, new_push = flat(s[layer]), flat(momentum[layer][there, r])
                     for j in range(len(old)):
-                        new[j] = keep[g, n, r, -1] * old[j] + carry[g, n, r, -1] * push[j]
-                        pushed[j] = fade[g, n, r] * push[j]
+                        new[j] = keep[g, -1] * old[j] + carry[g, -1] * old_push[j]
+                        new_push[j] = push[g, -1, size] * old_push[j]
                 else:
                     for j in range(len(old)):
-                        new[j] = keep[g, n, r, -1] * old[j]
-            g = last_gate
-            scale(key, mix[0, n, r, -1], scaled)
+                        new[j] = keep[g, -1] * old[j]
+            g = gates - 1
+            scale(key, mix[0, -1], scaled)
             product(scaled.T, pull, weights[0][there, r], one, -one, Part.WHOLE)
-            scale(error, mix[g, n, r, -1], scaled)
+            scale(error, mix[g, -1], scaled)
             product(act.T, scaled, weights[1][there, r], one, -one, Part.WHOLE)
             if moving:
-                scale(key, trail[0, n, r], scaled)
+                scale(key, push[0, -1, :size], scaled)
                 product(scaled.T, pull, momentum[0][there, r], one, -one, Part.WHOLE)
-                scale(error, trail[g, n, r], scaled)
+                scale(error, push[g, -1, :size], scaled)
                 product(act.T, scaled, momentum[1][there, r], one, -one, Part.WHOLE)
 
 
 @no_type_check
-def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, mix, fade, trail, anchor,
+def _backward(begin, end, flags, cap, queries, keys, values, rate, eta, alpha, written, anchor,
               weights, momentum, factors, hidden, reads, delta, stiffness, theta,
               d_out, d_start, d_anchor, d_weights, d_momentum,
-              d_queries, d_keys, d_values, d_rate, d_keep, d_carry, d_mix, d_fade, d_trail):  # fmt: skip
+              d_queries, d_keys, d_values, d_rate, d_eta, d_alpha):  # fmt: skip
     """The gradient of `_forward`: from that of the last weights and momentum, in place, to that of the first."""
     kind = queries.dtype.type
     none, one = kind(0), kind(1)
     moving, stiff, anchored, _ = flags
-    chunks, _, size, width = queries.shape
-    wide, last_gate = hidden.shape[3], len(rate) - 1
+    chunks, rows, size, width = queries.shape
+    wide, gates, heads = hidden.shape[3], len(rate), rows // max(1, written.shape[1])
+    gate, push = np.empty((gates, 3, size), kind), np.empty((gates, size, size + 1), kind)
+    mix, carry, keep = np.zeros((gates, size, size), kind), np.empty((gates, size), kind), np.empty((gates, size), kind)
     scores, read, d_read = np.empty((size, size), kind), np.empty((size, size), kind), np.empty((size, size), kind)
     act, slope, pull, first = (np.empty((size, wide), kind), np.empty((size, wide), kind),
                                np.empty((size, wide), kind), np.empty((size, wide), kind))
@@ -477,8 +547,10 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
     part, d_error = np.empty((size, width), kind), np.empty((size, width), kind)
     thin, tall = np.empty((width, size), kind), np.empty((wide, size), kind)
     back, back_first = np.empty((width, wide), kind), np.empty((wide, width), kind)
-    quotients, d_theta, squares = np.empty(size, kind), np.empty((last_gate + 1, size), kind), np.empty((4, size), kind)
-    g = last_gate
+    d_mix, d_push = np.empty((gates, size, size), kind), np.empty((gates, size + 1), kind)
+    d_carry, d_keep, d_gate = np.empty((gates, size), kind), np.empty((gates, size), kind), np.empty((2, size), kind)
+    quotients, d_theta, squares = np.empty(size, kind), np.empty((gates, size), kind), np.empty((4, size), kind)
+    g = gates - 1
     for r in range(begin, end):
         d_w, d_s = (d_weights[0][r], d_weights[1][r]), (d_momentum[0][r], d_momentum[1][r])
         for n in range(chunks - 1, -1, -1):
@@ -486,6 +558,9 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
             here = anchored and n == 0
             at = (anchor[0][r], anchor[1][r]) if here else w
             d_at = (d_anchor[0][r], d_anchor[1][r]) if here else d_w
+            for l in range(gates):
+                scalars_of(eta, alpha, written, heads, l, n, r, gate[l])
+                unroll(gate[l], push[l], mix[l], carry[l], keep[l])
             key, query, d_answer = keys[n, r], queries[n, r], d_out[n, r]
             d_key, d_query = d_keys[n, r], d_queries[n, r]
             key_pass(at, key, values[n, r], hidden[n, r], act, slope, said, back, pull)
@@ -497,20 +572,25 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
             gelu_and_slope(flat(asked_slope), flat(asked))
 
             # What the state after the chunk is made of.
+            for l in range(gates):
+                clear(d_mix[l])
+            clear(d_carry)
+            clear(d_keep)
+            clear(d_push)
             clear(d_key)
             clear(d_act)
             clear(d_first)
             clear(d_error)
             for pushes in range(2 if moving else 1):
                 low, high = (d_s[0], d_s[1]) if pushes else (d_w[0], d_w[1])
-                share, d_share = (trail[0, n, r], d_trail[0, n, r]) if pushes else (mix[0, n, r, -1], d_mix[0, n, r, -1])
+                share, d_share = (push[0, -1, :size], d_push[0, :size]) if pushes else (mix[0, -1], d_mix[0, -1])
                 scale(key, share, scaled)
                 product(scaled, low, d_first, one, -one, Part.WHOLE)
                 turn(low, back_first)
                 product(first, back_first, part, none, -one, Part.WHOLE)
                 add_dots(part, key, d_share)
                 add_scaled(part, share, d_key)
-                share, d_share = (trail[g, n, r], d_trail[g, n, r]) if pushes else (mix[g, n, r, -1], d_mix[g, n, r, -1])
+                share, d_share = (push[g, -1, :size], d_push[g, :size]) if pushes else (mix[g, -1], d_mix[g, -1])
                 product(act, high, part, none, -one, Part.WHOLE)
                 add_dots(part, error, d_share)
                 add_scaled(part, share, d_error)
@@ -520,55 +600,65 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
             for layer in range(2):
                 l = min(layer, g)
                 old, d_old = flat(w[layer]), flat(d_w[layer])
-                kept_share = keep[l, n, r, -1]
-                d_keep[l, n, r, -1] += dot(d_old, old)
+                kept_share = keep[l, -1]
+                d_keep[l, -1] += dot(d_old, old)
                 if moving:
-                    push, d_push = flat(s[layer]), flat(d_s[layer])
-                    carried, faded = carry[l, n, r, -1], fade[l, n, r]
-                    d_carry[l, n, r, -1] += dot(d_old, push)
-                    d_fade[l, n, r] += dot(d_push, push)
+                    old_push, d_old_push = flat(s[layer]), flat(d_s[layer])
+                    carried, faded = carry[l, -1], push[l, -1, size]
+                    d_carry[l, -1] += dot(d_old, old_push)
+                    d_push[l, size] += dot(d_old_push, old_push)
                     for j in range(len(old)):
-                        d_push[j] = faded * d_push[j] + carried * d_old[j]
+                        d_old_push[j] = faded * d_old_push[j] + carried * d_old[j]
                 for j in range(len(old)):
                     d_old[j] *= kept_share
 
             # The read of the second layer.
             turn(act, tall)
             product(asked, tall, scores, none, one, Part.UNDER)
-            masked(scores, mix[g, n, r], read)
+            masked(scores, mix[g], read)
             product(read.T, d_answer, d_error, one, -one, Part.ABOVE)
             turn(error, thin)
             product(d_answer, thin, d_read, none, -one, Part.UNDER)
-            masked_gradient(scores, mix[g, n, r], d_mix[g, n, r], d_read)
+            masked_gradient(scores, mix[g], d_mix[g], d_read)
             product(d_read.T, asked, d_act, one, one, Part.ABOVE)
             product(d_read, act, d_asked, none, one, Part.BELOW)
             for pushes in range(2 if moving else 1):
                 turn(s[1] if pushes else w[1], back)
-                gate = carry[g, n, r] if pushes else keep[g, n, r]
+                share = carry[g] if pushes else keep[g]
                 product(d_answer, back, by, none, one, Part.WHOLE)
-                add_dots(by, asked, d_carry[g, n, r] if pushes else d_keep[g, n, r])
-                add_scaled(by, gate, d_asked)
-                scale(d_answer, gate, scaled)
+                add_dots(by, asked, d_carry[g] if pushes else d_keep[g])
+                add_scaled(by, share, d_asked)
+                scale(d_answer, share, scaled)
                 product(asked.T, scaled, d_s[1] if pushes else d_w[1], one, one, Part.WHOLE)
             # The read of the first.
             times(d_asked, asked_slope)
             turn(key, thin)
             product(query, thin, scores, none, one, Part.UNDER)
-            masked(scores, mix[0, n, r], read)
+            masked(scores, mix[0], read)
             product(read.T, d_asked, d_first, one, -one, Part.ABOVE)
             turn(first, tall)
             product(d_asked, tall, d_read, none, -one, Part.UNDER)
-            masked_gradient(scores, mix[0, n, r], d_mix[0, n, r], d_read)
+            masked_gradient(scores, mix[0], d_mix[0], d_read)
             product(d_read.T, query, d_key, one, one, Part.ABOVE)
             product(d_read, key, d_query, none, one, Part.BELOW)
             for pushes in range(2 if moving else 1):
                 turn(s[0] if pushes else w[0], back_first)
-                gate = carry[0, n, r] if pushes else keep[0, n, r]
+                share = carry[0] if pushes else keep[0]
                 product(d_asked, back_first, part, none, one, Part.WHOLE)
-                add_dots(part, query, d_carry[0, n, r] if pushes else d_keep[0, n, r])
-                add_scaled(part, gate, d_query)
-                scale(query, gate, scaled)
+                add_dots(part, query, d_carry[0] if pushes else d_keep[0])
+                add_scaled(part, share, d_query)
+                scale(query, share, scaled)
                 product(scaled.T, d_asked, d_s[0] if pushes else d_w[0], one, one, Part.WHOLE)
+
+            for l in range(gates):
+                unroll_gradient(
+                    gate[l], push[l], mix[l], carry[l], keep[l], d_push[l], d_mix[l], d_carry[l], d_keep[l], d_gate
+                )
+                for i in range(size):
+                    if moving:
+                        d_eta[l, n, r, i] = d_gate[0, i] if gate[l, 2, i] else none
+                    if alpha.size:
+                        d_alpha[l, n, r, i] = -d_gate[1, i] if gate[l, 2, i] else none
 
             # The steps: `first` and `error` were the deltas times theta; `d_first` and `d_error` become those of the deltas.
             copy(pull, first)
@@ -582,7 +672,7 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
                 stiffness_of(key, act, first, said, squares, quotients)
                 for i in range(size):
                     quotient, moved = quotients[i], kind(0)
-                    for l in range(g + 1):
+                    for l in range(gates):
                         moved -= d_theta[l, i] * theta[l, n, r, i]
                         d_theta[l, i] /= max(quotient, kind(1))
                     # Where the stiffness is 1 because it is held there, it does not move.
@@ -594,7 +684,7 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
                 add_scaled(act, squares[1], d_act)
                 add_scaled(first, squares[2], d_first)
                 add_scaled(said, squares[3], d_error)
-            for l in range(g + 1):
+            for l in range(gates):
                 for i in range(size):
                     d_rate[l, n, r, i] = d_theta[l, i]
 
@@ -626,62 +716,8 @@ def _backward(begin, end, flags, cap, queries, keys, values, rate, keep, carry, 
                         capped_gradient(flat(w[layer]), factor, flat(d_w[layer]))
 
 
-@no_type_check
-def _unroll(begin, end, eta, stay, written, mix, carry, keep, push):
-    """`coefficients.Recurrences` from all three gates: what it gives, into zeros."""
-    size = eta.shape[1]
-    for r in range(begin, end):
-        before = push[r]
-        before[size] = 1
-        for i in range(size):
-            before[size] *= eta[r, i]
-            for j in range(i):
-                before[j] *= eta[r, i]
-            before[i] = 1
-            if i:
-                for j in range(i):
-                    mix[r, i, j] = mix[r, i - 1, j] * stay[r, i] + before[j] * written[r, i]
-            mix[r, i, i] = written[r, i]
-            carry[r, i] = (carry[r, i - 1] * stay[r, i] if i else 0) + before[size] * written[r, i]
-            keep[r, i] = (keep[r, i - 1] if i else 1) * stay[r, i]
-
-
-@no_type_check
-def _unroll_gradient(begin, end, eta, stay, written, mix, carry, keep, d_mix, d_carry, d_keep, d_push, d_eta, d_stay):
-    """The same from the last token to the first; d_push [R, C + 2] becomes scratch."""
-    kind = eta.dtype.type
-    size = eta.shape[1]
-    push, d_weight = np.zeros((size, size + 2), kind), np.empty(size, kind)
-    for r in range(begin, end):
-        for i in range(size):
-            push[i, size] = (push[i - 1, size] if i else kind(1)) * eta[r, i]
-            for j in range(i):
-                push[i, j] = push[i - 1, j] * eta[r, i]
-            push[i, i] = 1
-        d_weight[:] = kind(0)
-        d_start, d_momentum, d_before = kind(0), kind(0), d_push[r]
-        for i in range(size - 1, -1, -1):
-            stays, pushes = (stay[r, i + 1], eta[r, i + 1]) if i + 1 < size else (kind(0), kind(1))
-            there = written[r, i]
-            d_start = d_start * stays + d_keep[r, i]
-            d_momentum = d_momentum * stays + d_carry[r, i]
-            d_before[size] = d_before[size] * pushes + there * d_momentum
-            for j in range(i + 1):
-                d_weight[j] = d_weight[j] * stays + d_mix[r, i, j]
-                d_before[j] = d_before[j] * pushes + there * d_weight[j]
-            left, held = d_start, d_before[size]
-            if i:
-                left = d_start * keep[r, i - 1] + d_momentum * carry[r, i - 1]
-                held *= push[i - 1, size]
-                for j in range(i):
-                    left += d_weight[j] * mix[r, i - 1, j]
-                    held += d_before[j] * push[i - 1, j]
-            d_stay[r, i], d_eta[r, i] = left, held
-
-
-forward, backward, unroll, unroll_gradient = (
-    kept(kernel, fastmath=FASTMATH, error_model="numpy", nogil=True)
-    for kernel in (_forward, _backward, _unroll, _unroll_gradient)
+forward, backward = (
+    kept(kernel, fastmath=FASTMATH, error_model="numpy", nogil=True) for kernel in (_forward, _backward)
 )
 
 
@@ -714,13 +750,22 @@ class Kept(NamedTuple):
     theta: Tensor
 
 
-def _whole(gates: Gates) -> tuple[Tensor, ...]:
-    """All gates in one piece; instead of those that are None any others of their shape, which are not looked at."""
-    carry, fade, trail = (
-        like if gate is None else gate
-        for gate, like in zip(gates[2:3] + gates[4:], (gates.keep, gates.keep[..., 0], gates.keep), strict=True)
-    )
-    return tuple(x.contiguous() for x in (gates.rate, gates.keep, carry, gates.mix, fade, trail))
+class Scalars(NamedTuple):
+    """The gates of many chunks as they come; the rate is 0 where a token is not written. None: as in `Tokens`."""
+
+    rate: Float[Tensor, "G N R C"]
+    eta: Float[Tensor, "G N R C"] | None
+    alpha: Float[Tensor, "G N R C"] | None
+    written: Bool[Tensor, "N B C"] | None
+
+
+def scalars(rate: Tensor, eta: Tensor | None, alpha: Tensor | None, written: Tensor | None, rows: int) -> Scalars:
+    """In place of `chunked.gates_of`: the kernels unroll the recurrences chunk by chunk.
+
+    >>> scalars(torch.ones(1, 2, 1, 3), None, None, None, 1).rate.shape
+    torch.Size([1, 2, 1, 3])
+    """
+    return Scalars(rate, eta, alpha, written)
 
 
 class Fused(torch.autograd.Function):
@@ -729,10 +774,10 @@ class Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: Form, queries: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         """Reads, then weights, momentum and the last chunk's first weights, two each."""
-        gates, state = Gates(*rest[:6]), tuple(x.contiguous() for x in rest[6:])
+        gates, state = Scalars(*rest[:4]), tuple(x.contiguous() for x in rest[4:])
         weights, momentum, anchor = state[:2], state[2:4], state[4:]
         chunks, rows, size, width = queries.shape
-        saving, moving = any(ctx.needs_input_grad), gates.carry is not None
+        saving, moving = any(ctx.needs_input_grad), gates.eta is not None
         room, new, wide = chunks if saving else 1, queries.new_empty, weights[0].shape[-1]
 
         def since(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -753,7 +798,9 @@ class Fused(torch.autograd.Function):
             theta=new(len(gates.rate), room, rows, size),
         )
         flags, cap = (moving, form.stiff, form.anchored, saving), form.cap or 0.0
-        taken = (queries, keys, values, *_whole(gates), anchor or weights, *tape)
+        eta, alpha = (new(0, 0, 0, 0) if gate is None else gate for gate in gates[1:3])
+        written = torch.empty(0, 0, 0, dtype=torch.bool) if gates.written is None else gates.written.contiguous()
+        taken = (queries, keys, values, gates.rate, eta, alpha, written, anchor or weights, *tape)
         out, start = torch.empty_like(values), tuple(torch.empty_like(x) for x in weights)
         shared(forward, rows, flags, cap, *taken, out, start)
         if saving:
@@ -769,65 +816,25 @@ class Fused(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Every row and head from its last chunk to its first."""
         taken = tree_unflatten(ctx.saved_tensors, ctx.layout)
-        (moving, _, anchored, _), gates = ctx.flags, taken[3:9]
+        (moving, _, anchored, _), (rate, eta, alpha) = ctx.flags, taken[3:6]
         d_out, *d_ends = (x.contiguous() for x in grads)
         d_weights, d_momentum = (tuple(x.clone() for x in d_ends[i : i + 2]) for i in (0, 2))
         d_anchor = tuple(torch.zeros_like(x) for x in d_weights)
-        d_tokens = tuple(torch.empty_like(x) for x in taken[:3])
-        d_gates = tuple(torch.zeros_like(x) for x in gates)
+        d_tokens = tuple(torch.empty_like(x) for x in (*taken[:3], rate, eta, alpha))
         shared(
             backward, d_out.shape[1], ctx.flags, ctx.cap, *taken,
-            d_out, tuple(d_ends[4:]), d_anchor, d_weights, d_momentum, *d_tokens, *d_gates,
+            d_out, tuple(d_ends[4:]), d_anchor, d_weights, d_momentum, *d_tokens,
         )  # fmt: skip
-        d_rate, d_keep, d_carry, d_mix, d_fade, d_trail = d_gates
-        d_pushes = (d_carry, d_fade, d_trail) if moving else (None,) * 3
         return (
-            None, *d_tokens, d_rate, d_keep, d_pushes[0], d_mix, *d_pushes[1:], *d_weights,
+            None, *d_tokens[:4], *(x if x.numel() else None for x in d_tokens[4:]), None, *d_weights,
             *(d_momentum if moving else (None, None)), *(d_anchor if anchored else ()),
         )  # fmt: skip
 
 
 def fused(
-    form: Form, queries: Tensor, keys: Tensor, values: Tensor, gates: Gates, *state: Sequence[Tensor]
+    form: Form, queries: Tensor, keys: Tensor, values: Tensor, gates: Scalars, *state: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """`whole_chunks` of a memory with two layers and no residual path."""
-    weights, momentum, *anchor = state
-    out = Fused.apply(form, queries, keys, values, *gates, *weights, *momentum, *sum(map(tuple, anchor), ()))  # type: ignore[no-untyped-call]
-    return out[0], out[1:3], out[3:5] if gates.carry is not None else tuple(momentum), out[5:]
-
-
-class Unrolled(torch.autograd.Function):
-    """`coefficients.Recurrences` in one kernel each way."""
-
-    @staticmethod
-    def forward(ctx: Any, eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
-        """What `Recurrences.forward` gives."""
-        like = eta if eta is not None else stay
-        assert like is not None
-        gates = tuple(
-            torch.full_like(like, other) if gate is None else gate.contiguous()
-            for gate, other in ((eta, 0), (stay, 1), (written, 1))
-        )
-        rows, size = like.shape
-        found = (like.new_zeros(rows, size, size), torch.empty_like(gates[0]), torch.empty_like(gates[0]))
-        push = like.new_zeros(rows, size + 2)
-        shared(unroll, rows, *gates, *found, push)
-        ctx.has = (eta is not None, stay is not None, False)
-        ctx.save_for_backward(*gates, *found)
-        return (*found, push)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The same from the last token to the first."""
-        taken = ctx.saved_tensors
-        d_mix, d_carry, d_keep, d_push = (x.contiguous() for x in grads)
-        d_gates = torch.empty_like(taken[0]), torch.empty_like(taken[0])
-        shared(unroll_gradient, len(d_mix), *taken, d_mix, d_carry, d_keep, d_push.clone(), *d_gates)
-        return tuple(d_gate if has else None for d_gate, has in zip((*d_gates, None), ctx.has, strict=True))
-
-
-def unrolled(eta: Tensor | None, stay: Tensor | None, written: Tensor | None) -> tuple[Tensor, ...]:
-    """As `coefficients.recurrences`."""
-    out: tuple[Tensor, ...] = Unrolled.apply(eta, stay, written)  # type: ignore[no-untyped-call]
-    return out
+    """`dual.whole_chunks` of a memory with two layers and no residual path."""
+    leaves = [leaf for part in state for leaf in part]
+    out = Fused.apply(form, queries, keys, values, *gates, *leaves)  # type: ignore[no-untyped-call]
+    return out[0], out[1:3], tuple(state[1]) if gates.eta is None else out[3:5], out[5:]
