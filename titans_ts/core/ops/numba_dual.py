@@ -20,13 +20,25 @@ from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from .dual import Form
 from .jit import kept
-from .numba_cpu import FASTMATH, compiled, exponential, gelu, gelu_and_slope
+from .numba_cpu import FASTMATH, F, exponential, gelu, gelu_and_slope
+
+def inside(function: F) -> F:
+    """The function, compiled when a kernel that calls it is, for kernels only.
+
+    >>> inside(stay_apart).__name__
+    'stay_apart'
+    """
+    return kept(
+        function, fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
+    )
+
 
 TALL = 8 if binding.get_host_cpu_features().get("avx512f") else 4  # rows of a tile whose sums fill the registers
 
@@ -51,7 +63,7 @@ def tile_of(rows: int, lanes: int) -> Callable[..., None]:
 
     def tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
         # What the arrays hold one after the other, whatever their shape.
-        a, b, out = a.reshape(-1), b.reshape(-1), out.reshape(-1)
+        a, b, out = a.ravel("K"), b.ravel(), out.reshape(-1)
         for r in range(rows):
             begin = at_out + r * out_row
             for j in range(lanes):
@@ -141,14 +153,14 @@ tall_16, tall_8, tall_1 = (tile_of(TALL, lanes) for lanes in (16, 8, 1))
 flat_16, flat_8, flat_1 = (tile_of(1, lanes) for lanes in (16, 8, 1))
 
 
-@compiled
+@inside
 @no_type_check
 def span(part, row, rows, depth):
     """Which of the `depth` terms of a sum count, for a tile of so many rows."""
     return row if part == Part.ABOVE else 0, min(depth, row + rows) if part == Part.BELOW else depth
 
 
-@compiled
+@inside
 @no_type_check
 def product(a, b, out, rest, factor, part):
     """out [M, N] = rest * out + factor * a [M, L] @ b [L, N]; with a rest of 0 whatever is there is overwritten.
@@ -186,14 +198,14 @@ def product(a, b, out, rest, factor, part):
         begin += lanes
 
 
-@compiled
+@inside
 @no_type_check
 def seen(i, size):
     """How many columns of row i count, of a lower triangular [C, C]: up to the diagonal, or to the end of its tile."""
     return i + 1 if i >= size - size % TALL else i - i % TALL + TALL
 
 
-@compiled
+@inside
 @no_type_check
 def flat(x):
     """x [M, N] as one row of numbers, the same memory."""
@@ -201,7 +213,7 @@ def flat(x):
     return x.reshape(x.size)
 
 
-@compiled
+@inside
 @no_type_check
 def copy(x, out):
     """out [M, N] = x [M, N]."""
@@ -211,7 +223,7 @@ def copy(x, out):
             out[i, j] = x[i, j]
 
 
-@compiled
+@inside
 @no_type_check
 def clear(x):
     """x [M, N] = 0."""
@@ -221,7 +233,7 @@ def clear(x):
             x[i, j] = 0
 
 
-@compiled
+@inside
 @no_type_check
 def turn(x, out):
     """out [N, M] = x [M, N], transposed."""
@@ -230,7 +242,7 @@ def turn(x, out):
             out[i, j] = x[j, i]
 
 
-@compiled
+@inside
 @no_type_check
 def scale(x, by, out):
     """out [C, W] = x [C, W], every row times its number of by [C]."""
@@ -239,7 +251,7 @@ def scale(x, by, out):
             out[i, j] = x[i, j] * by[i]
 
 
-@compiled
+@inside
 @no_type_check
 def add_scaled(x, by, out):
     """out [C, W] += x [C, W], every row times its number of by [C]."""
@@ -248,7 +260,7 @@ def add_scaled(x, by, out):
             out[i, j] += x[i, j] * by[i]
 
 
-@compiled
+@inside
 @no_type_check
 def add_dots(x, y, out):
     """out [C] += the sums of x * y [C, W] over each row."""
@@ -259,7 +271,7 @@ def add_dots(x, y, out):
         out[i] += total
 
 
-@compiled
+@inside
 @no_type_check
 def times(x, y):
     """x [C, W] *= y [C, W]."""
@@ -268,7 +280,7 @@ def times(x, y):
         x[j] *= y[j]
 
 
-@compiled
+@inside
 @no_type_check
 def plus(x, y):
     """x [C, W] += y [C, W]."""
@@ -277,7 +289,7 @@ def plus(x, y):
         x[j] += y[j]
 
 
-@compiled
+@inside
 @no_type_check
 def dot(x, y):
     """The sum of x * y, both flat."""
@@ -287,7 +299,7 @@ def dot(x, y):
     return total
 
 
-@compiled
+@inside
 @no_type_check
 def masked(scores, mix, out):
     """out [C, C] = scores * mix, where `product` reads a lower triangular matrix."""
@@ -297,7 +309,7 @@ def masked(scores, mix, out):
             out[i, j] = scores[i, j] * mix[i, j]
 
 
-@compiled
+@inside
 @no_type_check
 def masked_gradient(scores, mix, d_mix, d_scores):
     """d_scores [C, C] from that of scores * mix to that of scores, in place; that of mix is added."""
@@ -308,7 +320,7 @@ def masked_gradient(scores, mix, d_mix, d_scores):
             d_scores[i, j] *= mix[i, j]
 
 
-@compiled
+@inside
 @no_type_check
 def capped(weight, cap):
     """weight, flat, scaled back to a norm of at most `cap`, in place; returns the factor."""
@@ -320,16 +332,17 @@ def capped(weight, cap):
     return factor
 
 
-@compiled
+@inside
 @no_type_check
 def capped_gradient(weight, factor, d_weight):
     """The gradient of `capped` in place; `weight` as it was scaled."""
-    along = dot(d_weight, weight) / max(dot(weight, weight), weight.dtype.type(1e-24))
-    for j in range(len(weight)):
-        d_weight[j] = (d_weight[j] - along * weight[j]) * factor
+    if factor < 1:
+        along = dot(d_weight, weight) / max(dot(weight, weight), weight.dtype.type(1e-24))
+        for j in range(len(weight)):
+            d_weight[j] = (d_weight[j] - along * weight[j]) * factor
 
 
-@compiled
+@inside
 @no_type_check
 def stiffness_of(key, act, first, second, squares, out):
     """out [C] = the stiffness of every token before it is held at 1, and squares [4, C] of what it is made of."""
@@ -343,7 +356,7 @@ def stiffness_of(key, act, first, second, squares, out):
         out[i] = whole / (squares[3, i] + out.dtype.type(1e-12))
 
 
-@compiled
+@inside
 @no_type_check
 def bend(x, pull, d_delta, out):
     """out = the gradient by x of delta = pull times the slope of GELU at x, all flat."""
@@ -355,23 +368,7 @@ def bend(x, pull, d_delta, out):
         out[j] = d_delta[j] * pull[j] * bell * (kind(2) - square)
 
 
-@compiled
-@no_type_check
-def key_pass(at, keys, values, hidden, act, slope, delta, back, pull):
-    """Of the keys' tokens: sums of the hidden layer, their GELU and its slope, the gradient by the output (delta), and
-    the same by the hidden layer's (pull). back: scratch."""
-    kind = keys.dtype.type
-    none, one, two = kind(0), kind(1), kind(2)
-    product(keys, at[0], hidden, none, one, Part.WHOLE)
-    copy(hidden, slope)
-    gelu_and_slope(flat(slope), flat(act))
-    copy(values, delta)
-    product(act, at[1], delta, -two, two, Part.WHOLE)
-    turn(at[1], back)
-    product(delta, back, pull, none, one, Part.WHOLE)
-
-
-@compiled
+@inside
 @no_type_check
 def scalars_of(eta, alpha, written, heads, g, n, r, gate):
     """gate [3, C] = eta, 1 - alpha and whether it is written, of every token; one that is not is the identity."""
@@ -385,7 +382,7 @@ def scalars_of(eta, alpha, written, heads, g, n, r, gate):
             gate[0, i], gate[1, i], gate[2, i] = one, one, none
 
 
-@compiled
+@inside
 @no_type_check
 def unroll(gate, push, mix, carry, keep):
     """`coefficients.Recurrences` of one chunk: all of S in push [C, C + 1], mix [C, C], carry and keep [C].
@@ -403,7 +400,7 @@ def unroll(gate, push, mix, carry, keep):
         keep[i] = keep[i - 1] * stay if i else stay
 
 
-@compiled
+@inside
 @no_type_check
 def unroll_gradient(gate, push, mix, carry, keep, d_push, d_mix, d_carry, d_keep, d_gate):
     """d_gate [2, C] = the gradient by eta and by 1 - alpha; d_push [C + 1] is that by the last row of push.
@@ -433,287 +430,386 @@ def unroll_gradient(gate, push, mix, carry, keep, d_push, d_mix, d_carry, d_keep
             d_gate[0, i], d_gate[1, i] = by_eta, by_stay
 
 
-@no_type_check
-def _forward(begin, end, flags, cap, queries, keys, values, rate, eta, alpha, written, anchor,
-             weights, momentum, factors, hidden, reads, delta, stiffness, theta, out, start):  # fmt: skip
-    """The rows and heads from `begin` to before `end`; the arguments are those of `dual.Dual` and what it keeps.
+class Given(NamedTuple):
+    """What a run of chunks takes besides the state it starts from. The rate is 0 where a token is not written; eta,
+    alpha and written have no numbers where there is no momentum, nothing is forgotten and all tokens are written."""
 
-    flags: momentum, stiff, anchored, saving; without the last the arrays that are kept have room for one chunk."""
-    kind = queries.dtype.type
-    none, one = kind(0), kind(1)
-    moving, stiff, anchored, saving = flags
-    chunks, rows, size, width = queries.shape
-    wide, gates, heads = hidden.shape[3], len(rate), rows // max(1, written.shape[1])
-    gate, push = np.empty((gates, 3, size), kind), np.empty((gates, size, size + 1), kind)
-    mix, carry, keep = np.zeros((gates, size, size), kind), np.empty((gates, size), kind), np.empty((gates, size), kind)
-    scores, read = np.empty((size, size), kind), np.empty((size, size), kind)
-    act, slope, pull = np.empty((size, wide), kind), np.empty((size, wide), kind), np.empty((size, wide), kind)
-    error, scaled, part = np.empty((size, width), kind), np.empty((size, width), kind), np.empty((size, width), kind)
-    squares = np.empty((4, size), kind)
-    turned, turned_act, back = np.empty((width, size), kind), np.empty((wide, size), kind), np.empty((width, wide), kind)
+    queries: Float[Tensor, "N R C K"]
+    keys: Float[Tensor, "N R C K"]
+    values: Float[Tensor, "N R C V"]
+    rate: Float[Tensor, "G N R C"]
+    eta: Float[Tensor, "G N R C"]
+    alpha: Float[Tensor, "G N R C"]
+    written: Bool[Tensor, "N B C"]
+    anchor: tuple[Float[Tensor, "R K I"], Float[Tensor, "R I V"]]
+
+
+class Kept(NamedTuple):
+    """What the forward pass leaves to the gradient, as in `dual.Tape`; where there is none, of one chunk only."""
+
+    weights: tuple[Float[Tensor, "N R K I"], Float[Tensor, "N R I V"]]
+    momentum: tuple[Float[Tensor, "N R K I"], Float[Tensor, "N R I V"]]
+    factors: Float[Tensor, "N R 2"]
+    hidden: Float[Tensor, "N R C I"]
+    reads: Float[Tensor, "N R C I"]
+    delta: Float[Tensor, "N R C V"]
+    stiffness: Float[Tensor, "N R C"]
+    theta: Float[Tensor, "G N R C"]
+
+
+class Does(NamedTuple):
+    """What there is to do: `Form`, and whether a gradient follows. cap: 0, there is none."""
+
+    momentum: bool
+    stiff: bool
+    anchored: bool
+    saving: bool
+    cap: float
+
+
+class Shares(NamedTuple):
+    """The scalars of one chunk, see `unroll`."""
+
+    gate: NDArray[Any]
+    push: NDArray[Any]
+    mix: NDArray[Any]
+    carry: NDArray[Any]
+    keep: NDArray[Any]
+
+
+class Room(NamedTuple):
+    """Scratch for a layer that takes I numbers to O. scaled and part: [C, I]; turned: [I, C]; turned_error: [O, C];
+    back: [O, I]; scores, read and d_read: [C, C]."""
+
+    scaled: NDArray[Any]
+    part: NDArray[Any]
+    turned: NDArray[Any]
+    turned_error: NDArray[Any]
+    back: NDArray[Any]
+    scores: NDArray[Any]
+    read: NDArray[Any]
+    d_read: NDArray[Any]
+
+
+@inside
+@no_type_check
+def shares_of(like, gates, size):
+    """`Shares` of so many gates [G, ...], mix with its zeros above the diagonal."""
+    kind = like.dtype
+    return Shares(
+        np.empty((gates, 3, size), kind), np.empty((gates, size, size + 1), kind), np.zeros((gates, size, size), kind),
+        np.empty((gates, size), kind), np.empty((gates, size), kind),
+    )  # fmt: skip
+
+
+@inside
+@no_type_check
+def room_of(like, size, inputs, outputs):
+    """`Room` of this type."""
+    kind = like.dtype
+    return Room(
+        np.empty((size, inputs), kind), np.empty((size, inputs), kind), np.empty((inputs, size), kind),
+        np.empty((outputs, size), kind), np.empty((outputs, inputs), kind),
+        np.empty((size, size), kind), np.empty((size, size), kind), np.empty((size, size), kind),
+    )  # fmt: skip
+
+
+@inside
+@no_type_check
+def unroll_all(given, n, r, shares):
+    """`unroll` of every gate."""
+    heads = given.keys.shape[1] // max(1, given.written.shape[1])
+    for g in range(len(given.rate)):
+        scalars_of(given.eta, given.alpha, given.written, heads, g, n, r, shares.gate[g])
+        unroll(shares.gate[g], shares.push[g], shares.mix[g], shares.carry[g], shares.keep[g])
+
+
+@inside
+@no_type_check
+def read_layer(x, inputs, error, weight, push, moving, shares, g, room, out):
+    """out [C, O] = x [C, I] through every token's own weights."""
+    none, one = x.dtype.type(0), x.dtype.type(1)
+    turn(inputs, room.turned)
+    product(x, room.turned, room.scores, none, one, Part.UNDER)
+    masked(room.scores, shares.mix[g], room.read)
+    scale(x, shares.keep[g], room.scaled)
+    product(room.scaled, weight, out, none, one, Part.WHOLE)
+    if moving:
+        scale(x, shares.carry[g], room.scaled)
+        product(room.scaled, push, out, one, one, Part.WHOLE)
+    product(room.read, error, out, one, -one, Part.BELOW)
+
+
+@inside
+@no_type_check
+def read_gradient(x, inputs, error, weight, push, moving, shares, g, room, d_out,
+                  d_x, d_inputs, d_error, d_weight, d_push, d_mix, d_carry, d_keep):  # fmt: skip
+    """The gradient of `read_layer`: d_x [C, I] is written, all others are added to."""
+    none, one = x.dtype.type(0), x.dtype.type(1)
+    turn(inputs, room.turned)
+    product(x, room.turned, room.scores, none, one, Part.UNDER)
+    masked(room.scores, shares.mix[g], room.read)
+    product(room.read.T, d_out, d_error, one, -one, Part.ABOVE)
+    turn(error, room.turned_error)
+    product(d_out, room.turned_error, room.d_read, none, -one, Part.UNDER)
+    masked_gradient(room.scores, shares.mix[g], d_mix[g], room.d_read)
+    product(room.d_read.T, x, d_inputs, one, one, Part.ABOVE)
+    product(room.d_read, inputs, d_x, none, one, Part.BELOW)
+    for pushes in range(2 if moving else 1):
+        share, d_share = (shares.carry[g], d_carry[g]) if pushes else (shares.keep[g], d_keep[g])
+        turn(push if pushes else weight, room.back)
+        product(d_out, room.back, room.part, none, one, Part.WHOLE)
+        add_dots(room.part, x, d_share)
+        add_scaled(room.part, share, d_x)
+        scale(x, share, room.scaled)
+        product(room.scaled.T, d_out, d_push if pushes else d_weight, one, one, Part.WHOLE)
+
+
+@inside
+@no_type_check
+def update(x, error, weight, push, moving, shares, g, room, moved, pushed):
+    """Weights and momentum of a layer after the chunk, which may be where those before it are."""
+    one, last, size = x.dtype.type(1), shares.push[g, -1], len(x)
+    keep, carry, fade = shares.keep[g, -1], shares.carry[g, -1], last[size]
+    for i in range(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            if moving:
+                moved[i, j] = keep * weight[i, j] + carry * push[i, j]
+                pushed[i, j] = fade * push[i, j]
+            else:
+                moved[i, j] = keep * weight[i, j]
+    scale(x, shares.mix[g, -1], room.scaled)
+    product(room.scaled.T, error, moved, one, -one, Part.WHOLE)
+    if moving:
+        scale(x, last[:size], room.scaled)
+        product(room.scaled.T, error, pushed, one, -one, Part.WHOLE)
+
+
+@inside
+@no_type_check
+def update_gradient(x, error, weight, push, moving, shares, g, room,
+                    d_weight, d_push, d_x, d_error, d_last, d_mix, d_carry, d_keep):  # fmt: skip
+    """The gradient of `update`: d_weight and d_push from those after the chunk to those before it, all others are added
+    to. d_last [C + 1]: that by the last row of the shares' push."""
+    none, one, last, size = x.dtype.type(0), x.dtype.type(1), shares.push[g, -1], len(x)
+    for pushes in range(2 if moving else 1):
+        share, d_share = (last[:size], d_last[g, :size]) if pushes else (shares.mix[g, -1], d_mix[g, -1])
+        d_leaf = d_push if pushes else d_weight
+        scale(x, share, room.scaled)
+        product(room.scaled, d_leaf, d_error, one, -one, Part.WHOLE)
+        turn(d_leaf, room.back)
+        product(error, room.back, room.part, none, -one, Part.WHOLE)
+        add_dots(room.part, x, d_share)
+        add_scaled(room.part, share, d_x)
+    keep, carry, fade = shares.keep[g, -1], shares.carry[g, -1], last[size]
+    by_keep, by_carry, by_fade = none, none, none
+    for i in range(weight.shape[0]):
+        for j in range(weight.shape[1]):
+            by_keep += d_weight[i, j] * weight[i, j]
+            if moving:
+                by_carry += d_weight[i, j] * push[i, j]
+                by_fade += d_push[i, j] * push[i, j]
+                d_push[i, j] = fade * d_push[i, j] + carry * d_weight[i, j]
+            d_weight[i, j] *= keep
+    d_keep[g, -1] += by_keep
+    d_carry[g, -1] += by_carry
+    d_last[g, size] += by_fade
+
+
+@inside
+@no_type_check
+def stiffness_gradient(key, act, inner, delta, theta, squares, d_theta, d_key, d_act, d_inner, d_delta):
+    """d_theta [G, C] from that of the steps as they were taken to that of the rate; the others are added to."""
+    kind = key.dtype.type
+    quotients = np.empty(len(key), kind)
+    stiffness_of(key, act, inner, delta, squares, quotients)
+    for i in range(len(key)):
+        quotient, moved = quotients[i], kind(0)
+        for g in range(len(theta)):
+            moved -= d_theta[g, i] * theta[g, i]
+            d_theta[g, i] /= max(quotient, kind(1))
+        # Where the stiffness is 1 because it is held there, it does not move.
+        moved *= kind(2) / (quotient * (squares[3, i] + kind(1e-12))) if quotient >= 1 else kind(0)
+        by_key, by_act = moved * squares[2, i], moved * squares[3, i]
+        squares[2, i], squares[3, i] = moved * squares[0, i], moved * (squares[1, i] - quotient)
+        squares[0, i], squares[1, i] = by_key, by_act
+    add_scaled(key, squares[0], d_key)
+    add_scaled(act, squares[1], d_act)
+    add_scaled(inner, squares[2], d_inner)
+    add_scaled(delta, squares[3], d_delta)
+
+
+@no_type_check
+def _forward(begin, end, does, given, kept, out, start):
+    """The rows and heads from `begin` to before `end`: reads, and the weights that the last chunk starts with."""
+    kind = out.dtype.type
+    none, one, two = kind(0), kind(1), kind(2)
+    chunks, _, size, width = given.keys.shape
+    hidden, gates, moving = kept.hidden.shape[3], len(given.rate), does.momentum
+    act, slope, inner = np.empty((size, hidden), kind), np.empty((size, hidden), kind), np.empty((size, hidden), kind)
+    outer, squares = np.empty((size, out.shape[3]), kind), np.empty((4, size), kind)
+    below, above = room_of(out, size, width, hidden), room_of(out, size, hidden, out.shape[3])
+    shares, bottom, top = shares_of(out, gates, size), min(0, gates - 1), gates - 1
     for r in range(begin, end):
         for n in range(chunks):
-            here = n if saving else 0
-            there = n + 1 if saving else 0
-            w, s = (weights[0][here, r], weights[1][here, r]), (momentum[0][here, r], momentum[1][here, r])
-            if n and cap > 0:
-                for layer in range(2):
-                    whole = flat(w[layer])
-                    factors[n, layer, r] = capped(whole, kind(cap) * kind(np.sqrt(kind(w[layer].shape[1]))))
-            at = (anchor[0][r], anchor[1][r]) if anchored and n == 0 else w
+            here, there = (n, n + 1) if does.saving else (0, 0)
+            first, second = kept.weights[0][here, r], kept.weights[1][here, r]
+            push, push_second = kept.momentum[0][here, r], kept.momentum[1][here, r]
+            if n and does.cap > 0:
+                kept.factors[n, r, 0] = capped(flat(first), kind(does.cap) * kind(np.sqrt(kind(hidden))))
+                kept.factors[n, r, 1] = capped(flat(second), kind(does.cap) * kind(np.sqrt(kind(out.shape[3]))))
+            apart = does.anchored and n == 0
+            at, at_second = (given.anchor[0][r], given.anchor[1][r]) if apart else (first, second)
             if n == chunks - 1:
-                for layer in range(2):
-                    copy(at[layer], start[layer][r])
-            for l in range(gates):
-                scalars_of(eta, alpha, written, heads, l, n, r, gate[l])
-                unroll(gate[l], push[l], mix[l], carry[l], keep[l])
-            key, query, said = keys[n, r], queries[n, r], delta[here, r]
-            key_pass(at, key, values[n, r], hidden[here, r], act, slope, said, back, pull)
-            times(pull, slope)
-            if stiff:
-                stiffness_of(key, act, pull, said, squares, stiffness[here, r])
+                copy(at, start[0][r])
+                copy(at_second, start[1][r])
+            unroll_all(given, n, r, shares)
+
+            # The keys.
+            key, sums, delta = given.keys[n, r], kept.hidden[here, r], kept.delta[here, r]
+            product(key, at, sums, none, one, Part.WHOLE)
+            copy(sums, slope)
+            gelu_and_slope(flat(slope), flat(act))
+            copy(given.values[n, r], delta)
+            product(act, at_second, delta, -two, two, Part.WHOLE)
+            turn(at_second, above.back)
+            product(delta, above.back, inner, none, one, Part.WHOLE)
+            times(inner, slope)
+
+            # Their steps.
+            if does.stiff:
+                stiffness_of(key, act, inner, delta, squares, kept.stiffness[here, r])
             for g in range(gates):
                 for i in range(size):
-                    theta[g, here, r, i] = rate[g, n, r, i] / (max(stiffness[here, r, i], kind(1)) if stiff else kind(1))
-            g = gates - 1
-            scale(pull, theta[0, here, r], pull)
-            scale(said, theta[g, here, r], error)
+                    divisor = max(kept.stiffness[here, r, i], one) if does.stiff else one
+                    kept.theta[g, here, r, i] = given.rate[g, n, r, i] / divisor
+            scale(inner, kept.theta[bottom, here, r], inner)
+            scale(delta, kept.theta[top, here, r], outer)
 
-            y, answer = reads[here, r], out[n, r]
-            turn(key, turned)
-            product(query, turned, scores, none, one, Part.UNDER)
-            masked(scores, mix[0], read)
-            scale(query, keep[0], scaled)
-            product(scaled, w[0], y, none, one, Part.WHOLE)
-            if moving:
-                scale(query, carry[0], scaled)
-                product(scaled, s[0], y, one, one, Part.WHOLE)
-            product(read, pull, y, one, -one, Part.BELOW)
-            copy(y, slope)
+            # The queries.
+            reads = kept.reads[here, r]
+            read_layer(given.queries[n, r], key, inner, first, push, moving, shares, bottom, below, reads)
+            copy(reads, slope)
             gelu(flat(slope))
-            turn(act, turned_act)
-            product(slope, turned_act, scores, none, one, Part.UNDER)
-            masked(scores, mix[g], read)
-            product(slope, w[1], part, none, one, Part.WHOLE)
-            scale(part, keep[g], answer)
-            if moving:
-                product(slope, s[1], part, none, one, Part.WHOLE)
-                add_scaled(part, carry[g], answer)
-            product(read, error, answer, one, -one, Part.BELOW)
+            read_layer(slope, act, outer, second, push_second, moving, shares, top, above, out[n, r])
 
-            for layer in range(2):
-                g = min(layer, gates - 1)
-                old, new = flat(w[layer]), flat(weights[layer][there, r])
-                if moving:
-                    old_push, new_push = flat(s[layer]), flat(momentum[layer][there, r])
-                    for j in range(len(old)):
-                        new[j] = keep[g, -1] * old[j] + carry[g, -1] * old_push[j]
-                        new_push[j] = push[g, -1, size] * old_push[j]
-                else:
-                    for j in range(len(old)):
-                        new[j] = keep[g, -1] * old[j]
-            g = gates - 1
-            scale(key, mix[0, -1], scaled)
-            product(scaled.T, pull, weights[0][there, r], one, -one, Part.WHOLE)
-            scale(error, mix[g, -1], scaled)
-            product(act.T, scaled, weights[1][there, r], one, -one, Part.WHOLE)
-            if moving:
-                scale(key, push[0, -1, :size], scaled)
-                product(scaled.T, pull, momentum[0][there, r], one, -one, Part.WHOLE)
-                scale(error, push[g, -1, :size], scaled)
-                product(act.T, scaled, momentum[1][there, r], one, -one, Part.WHOLE)
+            update(
+                key, inner, first, push, moving, shares, bottom, below,
+                kept.weights[0][there, r], kept.momentum[0][there, r],
+            )  # fmt: skip
+            update(
+                act, outer, second, push_second, moving, shares, top, above,
+                kept.weights[1][there, r], kept.momentum[1][there, r],
+            )  # fmt: skip
 
 
 @no_type_check
-def _backward(begin, end, flags, cap, queries, keys, values, rate, eta, alpha, written, anchor,
-              weights, momentum, factors, hidden, reads, delta, stiffness, theta,
-              d_out, d_start, d_anchor, d_weights, d_momentum,
-              d_queries, d_keys, d_values, d_rate, d_eta, d_alpha):  # fmt: skip
-    """The gradient of `_forward`: from that of the last weights and momentum, in place, to that of the first."""
-    kind = queries.dtype.type
-    none, one = kind(0), kind(1)
-    moving, stiff, anchored, _ = flags
-    chunks, rows, size, width = queries.shape
-    wide, gates, heads = hidden.shape[3], len(rate), rows // max(1, written.shape[1])
-    gate, push = np.empty((gates, 3, size), kind), np.empty((gates, size, size + 1), kind)
-    mix, carry, keep = np.zeros((gates, size, size), kind), np.empty((gates, size), kind), np.empty((gates, size), kind)
-    scores, read, d_read = np.empty((size, size), kind), np.empty((size, size), kind), np.empty((size, size), kind)
-    act, slope, pull, first = (np.empty((size, wide), kind), np.empty((size, wide), kind),
-                               np.empty((size, wide), kind), np.empty((size, wide), kind))
-    asked, asked_slope = np.empty((size, wide), kind), np.empty((size, wide), kind)
-    d_act, d_first, d_asked, by = (np.empty((size, wide), kind), np.empty((size, wide), kind),
-                                   np.empty((size, wide), kind), np.empty((size, wide), kind))
-    said, error, scaled = np.empty((size, width), kind), np.empty((size, width), kind), np.empty((size, width), kind)
-    part, d_error = np.empty((size, width), kind), np.empty((size, width), kind)
-    thin, tall = np.empty((width, size), kind), np.empty((wide, size), kind)
-    back, back_first = np.empty((width, wide), kind), np.empty((wide, width), kind)
-    d_mix, d_push = np.empty((gates, size, size), kind), np.empty((gates, size + 1), kind)
-    d_carry, d_keep, d_gate = np.empty((gates, size), kind), np.empty((gates, size), kind), np.empty((2, size), kind)
-    quotients, d_theta, squares = np.empty(size, kind), np.empty((gates, size), kind), np.empty((4, size), kind)
-    g = gates - 1
+def _backward(begin, end, does, given, kept, d_out, d_start, d_given, d_weights, d_momentum):
+    """The gradient of `_forward`: d_weights and d_momentum from those of the last to those of the first, d_given written
+    but for the anchor's, which is added to."""
+    kind = d_out.dtype.type
+    none, one, two = kind(0), kind(1), kind(2)
+    chunks, _, size, width = given.keys.shape
+    hidden, gates, moving = kept.hidden.shape[3], len(given.rate), does.momentum
+    act, slope, pull, inner = (np.empty((size, hidden), kind), np.empty((size, hidden), kind),
+                               np.empty((size, hidden), kind), np.empty((size, hidden), kind))
+    asked, asked_slope, d_asked, d_act, d_inner = (
+        np.empty((size, hidden), kind), np.empty((size, hidden), kind), np.empty((size, hidden), kind),
+        np.empty((size, hidden), kind), np.empty((size, hidden), kind),
+    )  # fmt: skip
+    outer, d_outer = np.empty((size, d_out.shape[3]), kind), np.empty((size, d_out.shape[3]), kind)
+    squares, d_theta, d_gate = np.empty((4, size), kind), np.empty((gates, size), kind), np.empty((2, size), kind)
+    d_mix, d_last = np.empty((gates, size, size), kind), np.empty((gates, size + 1), kind)
+    d_carry, d_keep = np.empty((gates, size), kind), np.empty((gates, size), kind)
+    below, above = room_of(d_out, size, width, hidden), room_of(d_out, size, hidden, d_out.shape[3])
+    shares, bottom, top = shares_of(d_out, gates, size), min(0, gates - 1), gates - 1
     for r in range(begin, end):
-        d_w, d_s = (d_weights[0][r], d_weights[1][r]), (d_momentum[0][r], d_momentum[1][r])
+        d_first, d_second, d_push, d_push_second = d_weights[0][r], d_weights[1][r], d_momentum[0][r], d_momentum[1][r]
         for n in range(chunks - 1, -1, -1):
-            w, s = (weights[0][n, r], weights[1][n, r]), (momentum[0][n, r], momentum[1][n, r])
-            here = anchored and n == 0
-            at = (anchor[0][r], anchor[1][r]) if here else w
-            d_at = (d_anchor[0][r], d_anchor[1][r]) if here else d_w
-            for l in range(gates):
-                scalars_of(eta, alpha, written, heads, l, n, r, gate[l])
-                unroll(gate[l], push[l], mix[l], carry[l], keep[l])
-            key, query, d_answer = keys[n, r], queries[n, r], d_out[n, r]
-            d_key, d_query = d_keys[n, r], d_queries[n, r]
-            key_pass(at, key, values[n, r], hidden[n, r], act, slope, said, back, pull)
-            copy(pull, first)
-            times(first, slope)
-            scale(first, theta[0, n, r], first)
-            scale(said, theta[g, n, r], error)
-            copy(reads[n, r], asked_slope)
+            first, second = kept.weights[0][n, r], kept.weights[1][n, r]
+            push, push_second = kept.momentum[0][n, r], kept.momentum[1][n, r]
+            apart = does.anchored and n == 0
+            at, at_second = (given.anchor[0][r], given.anchor[1][r]) if apart else (first, second)
+            d_at, d_at_second = (d_given.anchor[0][r], d_given.anchor[1][r]) if apart else (d_first, d_second)
+            key, query, delta, theta = given.keys[n, r], given.queries[n, r], kept.delta[n, r], kept.theta[:, n, r]
+            d_key = d_given.keys[n, r]
+            unroll_all(given, n, r, shares)
+            copy(kept.hidden[n, r], slope)
+            gelu_and_slope(flat(slope), flat(act))
+            turn(at_second, above.back)
+            product(delta, above.back, pull, none, one, Part.WHOLE)
+            copy(pull, inner)
+            times(inner, slope)
+            scale(inner, theta[bottom], inner)
+            scale(delta, theta[top], outer)
+            copy(kept.reads[n, r], asked_slope)
             gelu_and_slope(flat(asked_slope), flat(asked))
 
-            # What the state after the chunk is made of.
-            for l in range(gates):
-                clear(d_mix[l])
-            clear(d_carry)
-            clear(d_keep)
-            clear(d_push)
             clear(d_key)
             clear(d_act)
-            clear(d_first)
-            clear(d_error)
-            for pushes in range(2 if moving else 1):
-                low, high = (d_s[0], d_s[1]) if pushes else (d_w[0], d_w[1])
-                share, d_share = (push[0, -1, :size], d_push[0, :size]) if pushes else (mix[0, -1], d_mix[0, -1])
-                scale(key, share, scaled)
-                product(scaled, low, d_first, one, -one, Part.WHOLE)
-                turn(low, back_first)
-                product(first, back_first, part, none, -one, Part.WHOLE)
-                add_dots(part, key, d_share)
-                add_scaled(part, share, d_key)
-                share, d_share = (push[g, -1, :size], d_push[g, :size]) if pushes else (mix[g, -1], d_mix[g, -1])
-                product(act, high, part, none, -one, Part.WHOLE)
-                add_dots(part, error, d_share)
-                add_scaled(part, share, d_error)
-                scale(error, share, scaled)
-                turn(high, back)
-                product(scaled, back, d_act, one, -one, Part.WHOLE)
-            for layer in range(2):
-                l = min(layer, g)
-                old, d_old = flat(w[layer]), flat(d_w[layer])
-                kept_share = keep[l, -1]
-                d_keep[l, -1] += dot(d_old, old)
-                if moving:
-                    old_push, d_old_push = flat(s[layer]), flat(d_s[layer])
-                    carried, faded = carry[l, -1], push[l, -1, size]
-                    d_carry[l, -1] += dot(d_old, old_push)
-                    d_push[l, size] += dot(d_old_push, old_push)
-                    for j in range(len(old)):
-                        d_old_push[j] = faded * d_old_push[j] + carried * d_old[j]
-                for j in range(len(old)):
-                    d_old[j] *= kept_share
-
-            # The read of the second layer.
-            turn(act, tall)
-            product(asked, tall, scores, none, one, Part.UNDER)
-            masked(scores, mix[g], read)
-            product(read.T, d_answer, d_error, one, -one, Part.ABOVE)
-            turn(error, thin)
-            product(d_answer, thin, d_read, none, -one, Part.UNDER)
-            masked_gradient(scores, mix[g], d_mix[g], d_read)
-            product(d_read.T, asked, d_act, one, one, Part.ABOVE)
-            product(d_read, act, d_asked, none, one, Part.BELOW)
-            for pushes in range(2 if moving else 1):
-                turn(s[1] if pushes else w[1], back)
-                share = carry[g] if pushes else keep[g]
-                product(d_answer, back, by, none, one, Part.WHOLE)
-                add_dots(by, asked, d_carry[g] if pushes else d_keep[g])
-                add_scaled(by, share, d_asked)
-                scale(d_answer, share, scaled)
-                product(asked.T, scaled, d_s[1] if pushes else d_w[1], one, one, Part.WHOLE)
-            # The read of the first.
+            clear(d_inner)
+            clear(d_outer)
+            clear(d_last)
+            clear(d_carry)
+            clear(d_keep)
+            for g in range(gates):
+                clear(d_mix[g])
+            update_gradient(key, inner, first, push, moving, shares, bottom, below,
+                            d_first, d_push, d_key, d_inner, d_last, d_mix, d_carry, d_keep)  # fmt: skip
+            update_gradient(act, outer, second, push_second, moving, shares, top, above,
+                            d_second, d_push_second, d_act, d_outer, d_last, d_mix, d_carry, d_keep)  # fmt: skip
+            read_gradient(asked, act, outer, second, push_second, moving, shares, top, above, d_out[n, r],
+                          d_asked, d_act, d_outer, d_second, d_push_second, d_mix, d_carry, d_keep)  # fmt: skip
             times(d_asked, asked_slope)
-            turn(key, thin)
-            product(query, thin, scores, none, one, Part.UNDER)
-            masked(scores, mix[0], read)
-            product(read.T, d_asked, d_first, one, -one, Part.ABOVE)
-            turn(first, tall)
-            product(d_asked, tall, d_read, none, -one, Part.UNDER)
-            masked_gradient(scores, mix[0], d_mix[0], d_read)
-            product(d_read.T, query, d_key, one, one, Part.ABOVE)
-            product(d_read, key, d_query, none, one, Part.BELOW)
-            for pushes in range(2 if moving else 1):
-                turn(s[0] if pushes else w[0], back_first)
-                share = carry[0] if pushes else keep[0]
-                product(d_asked, back_first, part, none, one, Part.WHOLE)
-                add_dots(part, query, d_carry[0] if pushes else d_keep[0])
-                add_scaled(part, share, d_query)
-                scale(query, share, scaled)
-                product(scaled.T, d_asked, d_s[0] if pushes else d_w[0], one, one, Part.WHOLE)
-
-            for l in range(gates):
-                unroll_gradient(
-                    gate[l], push[l], mix[l], carry[l], keep[l], d_push[l], d_mix[l], d_carry[l], d_keep[l], d_gate
-                )
+            read_gradient(query, key, inner, first, push, moving, shares, bottom, below, d_asked,
+                          d_given.queries[n, r], d_key, d_inner, d_first, d_push, d_mix, d_carry, d_keep)  # fmt: skip
+            for g in range(gates):
+                unroll_gradient(shares.gate[g], shares.push[g], shares.mix[g], shares.carry[g], shares.keep[g],
+                                d_last[g], d_mix[g], d_carry[g], d_keep[g], d_gate)  # fmt: skip
                 for i in range(size):
+                    there = shares.gate[g, 2, i]
                     if moving:
-                        d_eta[l, n, r, i] = d_gate[0, i] if gate[l, 2, i] else none
-                    if alpha.size:
-                        d_alpha[l, n, r, i] = -d_gate[1, i] if gate[l, 2, i] else none
+                        d_given.eta[g, n, r, i] = d_gate[0, i] * there
+                    if given.alpha.size:
+                        d_given.alpha[g, n, r, i] = -d_gate[1, i] * there
 
-            # The steps: `first` and `error` were the deltas times theta; `d_first` and `d_error` become those of the deltas.
-            copy(pull, first)
-            times(first, slope)
+            # The steps: `d_inner` and `d_outer` become the gradients by the deltas.
+            copy(pull, inner)
+            times(inner, slope)
             clear(d_theta)
-            add_dots(d_first, first, d_theta[0])
-            add_dots(d_error, said, d_theta[g])
-            scale(d_first, theta[0, n, r], d_first)
-            scale(d_error, theta[g, n, r], d_error)
-            if stiff:
-                stiffness_of(key, act, first, said, squares, quotients)
-                for i in range(size):
-                    quotient, moved = quotients[i], kind(0)
-                    for l in range(gates):
-                        moved -= d_theta[l, i] * theta[l, n, r, i]
-                        d_theta[l, i] /= max(quotient, kind(1))
-                    # Where the stiffness is 1 because it is held there, it does not move.
-                    moved *= kind(2) / (quotient * (squares[3, i] + kind(1e-12))) if quotient >= 1 else kind(0)
-                    asked_square, known = squares[0, i], squares[1, i]
-                    squares[0, i], squares[1, i] = moved * squares[2, i], moved * squares[3, i]
-                    squares[2, i], squares[3, i] = moved * asked_square, moved * (known - quotient)
-                add_scaled(key, squares[0], d_key)
-                add_scaled(act, squares[1], d_act)
-                add_scaled(first, squares[2], d_first)
-                add_scaled(said, squares[3], d_error)
-            for l in range(gates):
-                for i in range(size):
-                    d_rate[l, n, r, i] = d_theta[l, i]
+            add_dots(d_inner, inner, d_theta[bottom])
+            add_dots(d_outer, delta, d_theta[top])
+            scale(d_inner, theta[bottom], d_inner)
+            scale(d_outer, theta[top], d_outer)
+            if does.stiff:
+                stiffness_gradient(key, act, inner, delta, theta, squares, d_theta, d_key, d_act, d_inner, d_outer)
+            copy(d_theta, d_given.rate[:, n, r])
 
-            # The key pass.
+            # The keys.
             if n == chunks - 1:
-                for layer in range(2):
-                    plus(d_at[layer], d_start[layer][r])
-            bend(flat(hidden[n, r]), flat(pull), flat(d_first), flat(first))
-            times(d_first, slope)
-            product(d_first, at[1], d_error, one, one, Part.WHOLE)
-            product(d_first.T, said, d_at[1], one, one, Part.WHOLE)
-            d_value = d_values[n, r]
+                plus(d_at, d_start[0][r])
+                plus(d_at_second, d_start[1][r])
+            d_sums = inner
+            bend(flat(kept.hidden[n, r]), flat(pull), flat(d_inner), flat(d_sums))
+            times(d_inner, slope)
+            product(d_inner, at_second, d_outer, one, one, Part.WHOLE)
+            product(d_inner.T, delta, d_at_second, one, one, Part.WHOLE)
+            d_value = d_given.values[n, r]
             for i in range(size):
-                for j in range(width):
-                    d_error[i, j] *= kind(2)
-                    d_value[i, j] = -d_error[i, j]
-            product(act.T, d_error, d_at[1], one, one, Part.WHOLE)
-            turn(at[1], back)
-            product(d_error, back, d_act, one, one, Part.WHOLE)
+                for j in range(d_outer.shape[1]):
+                    d_outer[i, j] *= two
+                    d_value[i, j] = -d_outer[i, j]
+            product(act.T, d_outer, d_at_second, one, one, Part.WHOLE)
+            turn(at_second, above.back)
+            product(d_outer, above.back, d_act, one, one, Part.WHOLE)
             times(d_act, slope)
-            plus(first, d_act)
-            product(key.T, first, d_at[0], one, one, Part.WHOLE)
-            turn(at[0], back_first)
-            product(first, back_first, d_key, one, one, Part.WHOLE)
-            if n and cap > 0:
-                for layer in range(2):
-                    factor = factors[n, layer, r]
-                    if factor < 1:
-                        capped_gradient(flat(w[layer]), factor, flat(d_w[layer]))
+            plus(d_sums, d_act)
+            product(key.T, d_sums, d_at, one, one, Part.WHOLE)
+            turn(at, below.back)
+            product(d_sums, below.back, d_key, one, one, Part.WHOLE)
+            if n and does.cap > 0:
+                capped_gradient(flat(first), kept.factors[n, r, 0], flat(d_first))
+                capped_gradient(flat(second), kept.factors[n, r, 1], flat(d_second))
 
 
 forward, backward = (
@@ -737,48 +833,26 @@ def shared(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
         list(pool.map(lambda first, last: kernel(first, last, *as_arrays), cuts[:-1], cuts[1:]))
 
 
-class Kept(NamedTuple):
-    """What the forward pass leaves to the gradient, as in `dual.Tape`, of one chunk only where there is none."""
-
-    weights: tuple[Tensor, ...]
-    momentum: tuple[Tensor, ...]
-    factors: Tensor
-    hidden: Tensor
-    reads: Tensor
-    delta: Tensor
-    stiffness: Tensor
-    theta: Tensor
-
-
-class Scalars(NamedTuple):
-    """The gates of many chunks as they come; the rate is 0 where a token is not written. None: as in `Tokens`."""
-
-    rate: Float[Tensor, "G N R C"]
-    eta: Float[Tensor, "G N R C"] | None
-    alpha: Float[Tensor, "G N R C"] | None
-    written: Bool[Tensor, "N B C"] | None
-
-
-def scalars(rate: Tensor, eta: Tensor | None, alpha: Tensor | None, written: Tensor | None, rows: int) -> Scalars:
-    """In place of `chunked.gates_of`: the kernels unroll the recurrences chunk by chunk.
-
-    >>> scalars(torch.ones(1, 2, 1, 3), None, None, None, 1).rate.shape
-    torch.Size([1, 2, 1, 3])
-    """
-    return Scalars(rate, eta, alpha, written)
-
-
 class Fused(torch.autograd.Function):
     """`whole_chunks` as one node of the graph, in one kernel each way."""
 
     @staticmethod
-    def forward(ctx: Any, form: Form, queries: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, form: Form, *tensors: Any) -> tuple[Tensor, ...]:
         """Reads, then weights, momentum and the last chunk's first weights, two each."""
-        gates, state = Scalars(*rest[:4]), tuple(x.contiguous() for x in rest[4:])
-        weights, momentum, anchor = state[:2], state[2:4], state[4:]
-        chunks, rows, size, width = queries.shape
-        saving, moving = any(ctx.needs_input_grad), gates.eta is not None
-        room, new, wide = chunks if saving else 1, queries.new_empty, weights[0].shape[-1]
+        queries, keys, values, rate, eta, alpha, written, *rest = tensors
+        state = tuple(x.contiguous() for x in rest)
+        weights, momentum = state[:2], state[2:4]
+        chunks, rows, size, _ = queries.shape
+        new, wide, saving = queries.new_empty, weights[0].shape[-1], any(ctx.needs_input_grad)
+        does = Does(eta is not None, form.stiff, form.anchored, saving, form.cap or 0.0)
+        given = Given(
+            queries, keys, values, rate,
+            eta=new(0, 0, 0, 0) if eta is None else eta,
+            alpha=new(0, 0, 0, 0) if alpha is None else alpha,
+            written=torch.empty(0, 0, 0, dtype=torch.bool) if written is None else written.contiguous(),
+            anchor=state[4:] or weights,
+        )  # fmt: skip
+        room = chunks if saving else 1
 
         def since(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             then = tuple(new(room + saving, *leaf.shape) for leaf in leaves)
@@ -786,55 +860,54 @@ class Fused(torch.autograd.Function):
                 leaf[0] = now
             return then
 
-        now = since(weights)
+        moved = since(weights)
         tape = Kept(
-            weights=now,
-            momentum=since(momentum) if moving else now,
-            factors=new(chunks, 2, rows),
+            weights=moved,
+            momentum=since(momentum) if does.momentum else moved,  # which are then not looked at
+            factors=new(chunks, rows, 2),
             hidden=new(room, rows, size, wide),
             reads=new(room, rows, size, wide),
-            delta=new(room, rows, size, width),
+            delta=new(room, rows, size, values.shape[-1]),
             stiffness=new(room, rows, size),
-            theta=new(len(gates.rate), room, rows, size),
+            theta=new(len(rate), room, rows, size),
         )
-        flags, cap = (moving, form.stiff, form.anchored, saving), form.cap or 0.0
-        eta, alpha = (new(0, 0, 0, 0) if gate is None else gate for gate in gates[1:3])
-        written = torch.empty(0, 0, 0, dtype=torch.bool) if gates.written is None else gates.written.contiguous()
-        taken = (queries, keys, values, gates.rate, eta, alpha, written, anchor or weights, *tape)
         out, start = torch.empty_like(values), tuple(torch.empty_like(x) for x in weights)
-        shared(forward, rows, flags, cap, *taken, out, start)
+        shared(forward, rows, does, given, tape, out, start)
         if saving:
             # Saved as tensors and not on the context itself: whoever checkpoints drops what is saved, and nothing else.
-            flat, ctx.layout = tree_flatten(taken)
-            ctx.flags, ctx.cap = flags, cap
+            flat, ctx.layout = tree_flatten((given, tape))
+            ctx.does = does
             ctx.save_for_backward(*flat)
-        ends = (leaf[-1].clone() for leaf in (*tape.weights, *tape.momentum))
-        return (out, *ends, *start)
+        return (out, *(leaf[-1].clone() for leaf in (*tape.weights, *tape.momentum)), *start)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Every row and head from its last chunk to its first."""
-        taken = tree_unflatten(ctx.saved_tensors, ctx.layout)
-        (moving, _, anchored, _), (rate, eta, alpha) = ctx.flags, taken[3:6]
+        given, tape = tree_unflatten(ctx.saved_tensors, ctx.layout)
         d_out, *d_ends = (x.contiguous() for x in grads)
         d_weights, d_momentum = (tuple(x.clone() for x in d_ends[i : i + 2]) for i in (0, 2))
         d_anchor = tuple(torch.zeros_like(x) for x in d_weights)
-        d_tokens = tuple(torch.empty_like(x) for x in (*taken[:3], rate, eta, alpha))
-        shared(
-            backward, d_out.shape[1], ctx.flags, ctx.cap, *taken,
-            d_out, tuple(d_ends[4:]), d_anchor, d_weights, d_momentum, *d_tokens,
-        )  # fmt: skip
-        return (
-            None, *d_tokens[:4], *(x if x.numel() else None for x in d_tokens[4:]), None, *d_weights,
-            *(d_momentum if moving else (None, None)), *(d_anchor if anchored else ()),
-        )  # fmt: skip
+        d_given = Given(*(torch.empty_like(x) for x in given[:-1]), anchor=d_anchor)
+        shared(backward, d_out.shape[1], ctx.does, given, tape, d_out, tuple(d_ends[4:]), d_given, d_weights, d_momentum)
+        d_gates = (x if x.numel() else None for x in (d_given.eta, d_given.alpha))
+        d_state = (*d_weights, *(d_momentum if ctx.does.momentum else (None, None)))
+        return (None, *d_given[:4], *d_gates, None, *d_state, *(d_anchor if ctx.does.anchored else ()))
+
+
+def scalars(*gates: Any) -> tuple[Any, ...]:
+    """In place of `chunked.gates_of`: the kernels take rate, eta, alpha and what is written as they come.
+
+    >>> scalars(torch.ones(1, 2, 1, 3), None, None, None, 1)[1:]
+    (None, None, None)
+    """
+    return gates[:4]
 
 
 def fused(
-    form: Form, queries: Tensor, keys: Tensor, values: Tensor, gates: Scalars, *state: Sequence[Tensor]
+    form: Form, queries: Tensor, keys: Tensor, values: Tensor, gates: tuple[Any, ...], *state: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
     """`dual.whole_chunks` of a memory with two layers and no residual path."""
     leaves = [leaf for part in state for leaf in part]
     out = Fused.apply(form, queries, keys, values, *gates, *leaves)  # type: ignore[no-untyped-call]
-    return out[0], out[1:3], tuple(state[1]) if gates.eta is None else out[3:5], out[5:]
+    return out[0], out[1:3], tuple(state[1]) if gates[1] is None else out[3:5], out[5:]
