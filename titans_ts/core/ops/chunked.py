@@ -27,11 +27,11 @@ from .reference import at_rest
 WholeChunks = Callable[
     ..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
 ]  # as `whole_chunks`
-GatesOf = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], Any]  # as `gates_of`, for `WholeChunks`
+GatesOf = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], Any]  # as `gates_of`
 SPAN = 4096  # tokens of all rows whose scalars are computed at once
-# Heads as wide as this at most, and so many tokens of all heads at least, go through compiled kernels: wider products are
-# fast as they are, and nobody waits for a compiler for the sake of a few tokens.
-NARROW, TOGETHER = 16, 2048
+# What the compiled kernels of `numba_dual` are for: heads as wide as this at most, since wide products are fast as they
+# are, and so many numbers in the keys at least, since nobody is to wait for a compiler for the sake of a few tokens.
+WIDEST, WORTH = 64, 32768
 
 
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -48,30 +48,32 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     """
     longest = max(1, SPAN // (rule.chunk * state.offset.shape[0]))
     if fits(state, tokens, rule):
-        from .numba_dual import fused, scalars
+        from .numba_dual import in_kernels, scalars
 
-        return in_runs(state, tokens, rule, longest, fused, scalars)
+        return in_runs(state, tokens, rule, longest, in_kernels, scalars)
     return in_runs(state, tokens, rule, longest, whole_chunks, gates_of)
 
 
 def fits(state: MemoryState, tokens: Tokens, rule: Rule) -> bool:
     """Whether the kernels of `numba_dual` compute this, and are worth it.
 
+    They share out rows and heads to threads, and not the tokens of one.
+
     >>> one = torch.ones(1, 1, 1, 1)
     >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
     >>> fits(MemoryState(two, two, two, 0 * one[0], clock, one[0]), Tokens(one, one, one, one), Rule(chunk=4))
     False
     """
-    rows, heads, time, width = tokens.keys.shape
-    many = rows * heads * time >= TOGETHER and rows * heads >= torch.get_num_threads()
-    if not many or len(state.weights) != 2 or not state.anchor or rule.residual:
+    keys = tokens.keys
+    if rule.residual or not state.anchor or len(state.weights) != 2 or keys.device.type != "cpu":
         return False
-    kinds = {x.dtype for x in (*state.weights, state.spent, *tokens[:6]) if x is not None}
+    kinds = {x.dtype for x in (*state.weights, *tokens[:6]) if x is not None}
     return (
-        tokens.keys.device.type == "cpu"
-        and kinds in ({torch.float32}, {torch.float64})
-        and width <= NARROW
-        and state.weights[0].shape[-1] <= 4 * NARROW
+        kinds in ({torch.float32}, {torch.float64})
+        and keys.numel() >= WORTH
+        and keys.shape[-1] <= WIDEST
+        and state.weights[0].shape[-1] <= 4 * WIDEST
+        and keys.shape[0] * keys.shape[1] >= torch.get_num_threads()
     )
 
 
@@ -82,7 +84,8 @@ def in_runs(
 
     >>> one, clock = torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState((one,), (one,), (one,), 0 * one[0], clock, one[0])
-    >>> in_runs(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4), 1, whole_chunks, gates_of)[1].offset.tolist()
+    >>> tokens = Tokens(one, one, 3 * one, 0.1 * one)
+    >>> in_runs(start, tokens, Rule(chunk=4), 1, whole_chunks, gates_of)[1].offset.tolist()
     [1]
     """
     time = tokens.keys.shape[2]

@@ -29,15 +29,14 @@ from .dual import Form
 from .jit import kept
 from .numba_cpu import FASTMATH, F, exponential, gelu, gelu_and_slope
 
+
 def inside(function: F) -> F:
     """The function, compiled when a kernel that calls it is, for kernels only.
 
     >>> inside(stay_apart).__name__
     'stay_apart'
     """
-    return kept(
-        function, fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True
-    )
+    return kept(function, fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 TALL = 8 if binding.get_host_cpu_features().get("avx512f") else 4  # rows of a tile whose sums fill the registers
@@ -52,6 +51,7 @@ class Part(IntEnum):
     UNDER = 3
 
 
+@no_type_check
 def tile_of(rows: int, lanes: int) -> Callable[..., None]:
     """A function that computes a tile of this size of a product, its sums in registers.
 
@@ -61,54 +61,55 @@ def tile_of(rows: int, lanes: int) -> Callable[..., None]:
     [1.0, 3.0]
     """
 
-    def tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
-        # What the arrays hold one after the other, whatever their shape.
-        a, b, out = a.ravel("K"), b.ravel(), out.reshape(-1)
+    def tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):
+        a, b, out = a.ravel("K"), b.reshape(-1), out.reshape(-1)  # places are counted as the numbers lie
         for r in range(rows):
             begin = at_out + r * out_row
-            for j in range(lanes):
-                total = sum(a[at_a + r * a_row + k * a_step] * b[at_b + k * b_step + j] for k in range(first, last))
-                out[begin + j] = factor * total + (rest * out[begin + j] if rest else 0)
+            for j in range(begin, begin + lanes):
+                there = at_b + j - begin
+                total = sum(a[at_a + r * a_row + k * a_step] * b[there + k * b_step] for k in range(first, last))
+                out[j] = factor * total + (rest * out[j] if rest else 0)
 
     @intrinsic
-    def emitted(context, a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
-        def emit(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            number = context.get_data_type(signature.args[0].dtype)
-            vector, whole, size = ir.VectorType(number, lanes), ir.IntType(64), signature.args[0].dtype.bitwidth // 8
-            at_a, a_row, a_step, at_b, b_step, at_out, out_row, first, last, rest, factor = (
-                arguments[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13)
-            )
+    def emitted(context, a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):
+        def emit(context, builder, signature, arguments):
+            kind = signature.args[0].dtype
+            number, whole, size = context.get_data_type(kind), ir.IntType(64), kind.bitwidth // 8
+            vector, nothing = ir.VectorType(number, lanes), ir.Constant(ir.VectorType(number, lanes), None)
             left, right, into = (
                 context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in (0, 4, 7)
             )
+            at_a, a_row, a_step, at_b, b_step, at_out, out_row, first, last, rest, factor = (
+                arguments[i] for i in (1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 13)
+            )
 
-            def along(place, begin, count, step):  # type: ignore[no-untyped-def]
-                return builder.gep(place, [builder.add(begin, builder.mul(count, step))])
+            def along(data, begin, count, step):
+                return builder.gep(data, [builder.add(begin, builder.mul(count, step))])
 
-            def lanes_at(place):  # type: ignore[no-untyped-def]
-                return builder.bitcast(place, vector.as_pointer())
+            def lanes_at(data, begin, count, step):
+                return builder.bitcast(along(data, begin, count, step), vector.as_pointer())
 
-            def everywhere(x):  # type: ignore[no-untyped-def]
+            def everywhere(x):
                 one = builder.insert_element(ir.Constant(vector, ir.Undefined), x, ir.IntType(32)(0))
                 return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), lanes), None))
 
-            def plus_product(z, x, y):  # type: ignore[no-untyped-def]
-                return builder.fadd(builder.fmul(x, y, flags=["contract"]), z, flags=["contract"])
+            def plus_product(total, x, y):
+                return builder.fadd(builder.fmul(x, y, flags=["contract"]), total, flags=["contract"])
 
-            nothing = ir.Constant(vector, None)
             sums = [cgutils.alloca_once(builder, vector) for _ in range(rows)]
             for each in sums:
                 builder.store(nothing, each)
             starts = [along(left, at_a, whole(r), a_row) for r in range(rows)]
             with cgutils.for_range_slice(builder, first, last, whole(1), whole) as (k, _):
-                there = builder.load(lanes_at(along(right, at_b, k, b_step)), align=size)
+                there = builder.load(lanes_at(right, at_b, k, b_step), align=size)
                 for start, each in zip(starts, sums, strict=True):
-                    here = builder.load(along(start, whole(0), k, a_step), align=size)
-                    builder.store(plus_product(builder.load(each), everywhere(here), there), each)
+                    here = everywhere(builder.load(along(start, whole(0), k, a_step), align=size))
+                    builder.store(plus_product(builder.load(each), here, there), each)
+            overwritten = builder.fcmp_ordered("==", rest, ir.Constant(number, 0))
             for r, each in enumerate(sums):
-                place = lanes_at(along(into, at_out, whole(r), out_row))
+                place = lanes_at(into, at_out, whole(r), out_row)
                 old = builder.fmul(everywhere(rest), builder.load(place, align=size))
-                old = builder.select(builder.fcmp_ordered("==", rest, ir.Constant(number, 0)), nothing, old)
+                old = builder.select(overwritten, nothing, old)
                 builder.store(plus_product(old, everywhere(factor), builder.load(each)), place, align=size)
             return context.get_dummy_value()
 
@@ -116,8 +117,8 @@ def tile_of(rows: int, lanes: int) -> Callable[..., None]:
         return types.none(a, n, n, n, b, n, n, out, n, n, n, n, a.dtype, a.dtype), emit
 
     @overload(tile)
-    def _(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
-        def run(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):  # type: ignore[no-untyped-def]
+    def _tile(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):
+        def run(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor):
             emitted(a, at_a, a_row, a_step, b, at_b, b_step, out, at_out, out_row, first, last, rest, factor)
 
         return run
@@ -149,8 +150,8 @@ def _stay_apart():
     return lambda: _not_inlined()
 
 
-tall_16, tall_8, tall_1 = (tile_of(TALL, lanes) for lanes in (16, 8, 1))
-flat_16, flat_8, flat_1 = (tile_of(1, lanes) for lanes in (16, 8, 1))
+_tall_16, _tall_8, _tall_1 = (tile_of(TALL, lanes) for lanes in (16, 8, 1))
+_flat_16, _flat_8, _flat_1 = (tile_of(1, lanes) for lanes in (16, 8, 1))
 
 
 @inside
@@ -181,20 +182,20 @@ def product(a, b, out, rest, factor, part):
             first, last = span(part, i, TALL, depth)
             at = i * columns + begin
             if lanes == 16:
-                tall_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+                _tall_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             elif lanes == 8:
-                tall_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+                _tall_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             else:
-                tall_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+                _tall_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
         for i in range(max(begin, tiled) if part == Part.UNDER else tiled, rows):
             first, last = span(part, i, 1, depth)
             at = i * columns + begin
             if lanes == 16:
-                flat_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+                _flat_16(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             elif lanes == 8:
-                flat_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+                _flat_8(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
             else:
-                flat_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
+                _flat_1(a, i * row, row, step, b, begin, columns, out, at, columns, first, last, rest, factor)
         begin += lanes
 
 
@@ -432,7 +433,8 @@ def unroll_gradient(gate, push, mix, carry, keep, d_push, d_mix, d_carry, d_keep
 
 class Given(NamedTuple):
     """What a run of chunks takes besides the state it starts from. The rate is 0 where a token is not written; eta,
-    alpha and written have no numbers where there is no momentum, nothing is forgotten and all tokens are written."""
+    alpha and written are empty where there is no momentum, nothing is forgotten, all is written. anchor: [R, K, I] and
+    [R, I, V]."""
 
     queries: Float[Tensor, "N R C K"]
     keys: Float[Tensor, "N R C K"]
@@ -441,14 +443,15 @@ class Given(NamedTuple):
     eta: Float[Tensor, "G N R C"]
     alpha: Float[Tensor, "G N R C"]
     written: Bool[Tensor, "N B C"]
-    anchor: tuple[Float[Tensor, "R K I"], Float[Tensor, "R I V"]]
+    anchor: tuple[Tensor, ...]
 
 
 class Kept(NamedTuple):
-    """What the forward pass leaves to the gradient, as in `dual.Tape`; where there is none, of one chunk only."""
+    """What the forward pass leaves to the gradient, as in `dual.Tape`; where there is none, of one chunk only. weights
+    and momentum: of both layers, [N + 1, R, K, I] and [N + 1, R, I, V]. reads: the hidden sums of the queries."""
 
-    weights: tuple[Float[Tensor, "N R K I"], Float[Tensor, "N R I V"]]
-    momentum: tuple[Float[Tensor, "N R K I"], Float[Tensor, "N R I V"]]
+    weights: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...]
     factors: Float[Tensor, "N R 2"]
     hidden: Float[Tensor, "N R C I"]
     reads: Float[Tensor, "N R C I"]
@@ -705,14 +708,18 @@ def _forward(begin, end, does, given, kept, out, start):
 
 @no_type_check
 def _backward(begin, end, does, given, kept, d_out, d_start, d_given, d_weights, d_momentum):
-    """The gradient of `_forward`: d_weights and d_momentum from those of the last to those of the first, d_given written
-    but for the anchor's, which is added to."""
+    """The gradient of `_forward`: d_weights and d_momentum from those of the last to those of the first; d_given is
+    written, its anchor added to."""
     kind = d_out.dtype.type
     none, one, two = kind(0), kind(1), kind(2)
     chunks, _, size, width = given.keys.shape
     hidden, gates, moving = kept.hidden.shape[3], len(given.rate), does.momentum
-    act, slope, pull, inner = (np.empty((size, hidden), kind), np.empty((size, hidden), kind),
-                               np.empty((size, hidden), kind), np.empty((size, hidden), kind))
+    act, slope, pull, inner = (
+        np.empty((size, hidden), kind),
+        np.empty((size, hidden), kind),
+        np.empty((size, hidden), kind),
+        np.empty((size, hidden), kind),
+    )
     asked, asked_slope, d_asked, d_act, d_inner = (
         np.empty((size, hidden), kind), np.empty((size, hidden), kind), np.empty((size, hidden), kind),
         np.empty((size, hidden), kind), np.empty((size, hidden), kind),
@@ -833,7 +840,7 @@ def shared(kernel: Callable[..., None], rows: int, *arguments: Any) -> None:
         list(pool.map(lambda first, last: kernel(first, last, *as_arrays), cuts[:-1], cuts[1:]))
 
 
-class Fused(torch.autograd.Function):
+class InKernels(torch.autograd.Function):
     """`whole_chunks` as one node of the graph, in one kernel each way."""
 
     @staticmethod
@@ -888,8 +895,10 @@ class Fused(torch.autograd.Function):
         d_out, *d_ends = (x.contiguous() for x in grads)
         d_weights, d_momentum = (tuple(x.clone() for x in d_ends[i : i + 2]) for i in (0, 2))
         d_anchor = tuple(torch.zeros_like(x) for x in d_weights)
-        d_given = Given(*(torch.empty_like(x) for x in given[:-1]), anchor=d_anchor)
-        shared(backward, d_out.shape[1], ctx.does, given, tape, d_out, tuple(d_ends[4:]), d_given, d_weights, d_momentum)
+        d_given = tree_map(torch.empty_like, given)._replace(anchor=d_anchor)
+        shared(
+            backward, d_out.shape[1], ctx.does, given, tape, d_out, tuple(d_ends[4:]), d_given, d_weights, d_momentum
+        )
         d_gates = (x if x.numel() else None for x in (d_given.eta, d_given.alpha))
         d_state = (*d_weights, *(d_momentum if ctx.does.momentum else (None, None)))
         return (None, *d_given[:4], *d_gates, None, *d_state, *(d_anchor if ctx.does.anchored else ()))
@@ -904,10 +913,14 @@ def scalars(*gates: Any) -> tuple[Any, ...]:
     return gates[:4]
 
 
-def fused(
+def in_kernels(
     form: Form, queries: Tensor, keys: Tensor, values: Tensor, gates: tuple[Any, ...], *state: Sequence[Tensor]
 ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """`dual.whole_chunks` of a memory with two layers and no residual path."""
+    """`dual.whole_chunks` of a memory with two layers and no residual path.
+
+    >>> in_kernels.__name__
+    'in_kernels'
+    """
     leaves = [leaf for part in state for leaf in part]
-    out = Fused.apply(form, queries, keys, values, *gates, *leaves)  # type: ignore[no-untyped-call]
+    out = InKernels.apply(form, queries, keys, values, *gates, *leaves)  # type: ignore[no-untyped-call]
     return out[0], out[1:3], tuple(state[1]) if gates[1] is None else out[3:5], out[5:]
