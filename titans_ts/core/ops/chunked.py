@@ -1,7 +1,8 @@
 """The dual form of the update rule for deep memories: matrix products over chunks, never a weight per token.
 
 Every gradient of a layer is rank one, `input_t^T delta_t`, so that reading the weights of every token of a chunk takes
-a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together).
+a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together). What computes the
+chunks, `dual` or the kernels of `numba_dual`, is chosen by `fits`.
 
 B row, H head, T time, C token of the chunk, N chunk, R row and head together, K key, V value, G gate.
 """

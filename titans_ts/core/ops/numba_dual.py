@@ -1,7 +1,8 @@
 """The dual form of memories with two small layers, compiled by numba for the CPU, with its gradient.
 
-One row and head at a time goes through all its chunks while everything of it stays in the cache. Where heads are narrow
-the products are small: `tile` keeps a block of sums in registers, and what lies above the diagonal is skipped.
+One row and head at a time goes through all its chunks, and what it needs stays in the cache: of its tokens only the sums
+of the hidden layers are kept for the gradient. Its products are too small for a library of linear algebra: `tile_of` has
+a block of sums in registers, and what lies above the diagonal of a chunk is skipped.
 
 Compiled code is kept as that of `numba_cpu`, whose functions these kernels build on.
 
@@ -29,6 +30,8 @@ from .dual import Form
 from .jit import kept
 from .numba_cpu import FASTMATH, F, exponential, gelu, gelu_and_slope
 
+TALL = 8 if binding.get_host_cpu_features().get("avx512f") else 4  # rows of a tile whose sums fill the registers
+
 
 def inside(function: F) -> F:
     """The function, compiled when a kernel that calls it is, for kernels only.
@@ -37,9 +40,6 @@ def inside(function: F) -> F:
     'stay_apart'
     """
     return kept(function, fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-TALL = 8 if binding.get_host_cpu_features().get("avx512f") else 4  # rows of a tile whose sums fill the registers
 
 
 class Part(IntEnum):
