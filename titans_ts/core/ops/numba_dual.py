@@ -1,8 +1,8 @@
 """The dual form of memories with two small layers, compiled by numba for the CPU, with its gradient.
 
-One row and head at a time goes through all its chunks, and what it needs stays in the cache: of its tokens only the sums
-of the hidden layers are kept for the gradient. Its products are too small for a library of linear algebra: `tile_of` has
-a block of sums in registers, and what lies above the diagonal of a chunk is skipped.
+One row and head at a time goes through all its chunks, and what it needs stays in the cache: of its tokens only the
+sums of the hidden layers are kept for the gradient. Its products are too small for a library of linear algebra:
+`tile_of` has a block of sums in registers, and what lies above the diagonal of a chunk is skipped.
 
 Compiled code is kept as that of `numba_cpu`, whose functions these kernels build on.
 
