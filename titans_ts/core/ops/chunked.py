@@ -1,7 +1,8 @@
 """The dual form of the update rule for deep memories: matrix products over chunks, never a weight per token.
 
 Every gradient of a layer is rank one, `input_t^T delta_t`, so that reading the weights of every token of a chunk takes
-a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together).
+a masked matrix product (eq. 17 and 18, extended to deep networks, momentum and forgetting together). What computes the
+chunks, `dual` or the kernels of `numba_dual`, is chosen by `fits`.
 
 B row, H head, T time, C token of the chunk, N chunk, R row and head together, K key, V value, G gate.
 """
@@ -9,6 +10,7 @@ B row, H head, T time, C token of the chunk, N chunk, R row and head together, K
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -26,7 +28,11 @@ from .reference import at_rest
 WholeChunks = Callable[
     ..., tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...], tuple[Tensor, ...]]
 ]  # as `whole_chunks`
+GatesOf = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], Any]  # as `gates_of`
 SPAN = 4096  # tokens of all rows whose scalars are computed at once
+# What the compiled kernels of `numba_dual` are for: heads as wide as this at most, since wide products are fast as they
+# are, and so many numbers in the keys at least, since nobody is to wait for a compiler for the sake of a few tokens.
+WIDEST, WORTH = 64, 32768
 
 
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -41,24 +47,53 @@ def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, Mem
     >>> chunked(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4))[0].shape
     torch.Size([1, 1, 1, 1])
     """
-    return in_runs(state, tokens, rule, max(1, SPAN // (rule.chunk * state.offset.shape[0])), whole_chunks)
+    longest = max(1, SPAN // (rule.chunk * state.offset.shape[0]))
+    if fits(state, tokens, rule):
+        from .numba_dual import in_kernels, scalars
+
+        return in_runs(state, tokens, rule, longest, in_kernels, scalars)
+    return in_runs(state, tokens, rule, longest, whole_chunks, gates_of)
+
+
+def fits(state: MemoryState, tokens: Tokens, rule: Rule) -> bool:
+    """Whether the kernels of `numba_dual` compute this, and are worth it.
+
+    They share out rows and heads to threads, and not the tokens of one.
+
+    >>> one = torch.ones(1, 1, 1, 1)
+    >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
+    >>> fits(MemoryState(two, two, two, 0 * one[0], clock, one[0]), Tokens(one, one, one, one), Rule(chunk=4))
+    False
+    """
+    keys = tokens.keys
+    if rule.residual or not state.anchor or len(state.weights) != 2 or keys.device.type != "cpu":
+        return False
+    kinds = {x.dtype for x in (*state.weights, *tokens[:6]) if x is not None}
+    return (
+        kinds in ({torch.float32}, {torch.float64})
+        and keys.numel() >= WORTH
+        and keys.shape[-1] <= WIDEST
+        and state.weights[0].shape[-1] <= 4 * WIDEST
+        and keys.shape[0] * keys.shape[1] >= torch.get_num_threads()
+    )
 
 
 def in_runs(
-    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks, recur: Recur = recurrences
+    state: MemoryState, tokens: Tokens, rule: Rule, longest: int, whole: WholeChunks, scalars: GatesOf
 ) -> tuple[Tensor, MemoryState]:
-    """The op whose runs of at most `longest` chunks are computed by `whole`, and their scalars by `recur`.
+    """The op whose runs of at most `longest` chunks are computed by `whole`, with what `scalars` makes of the gates.
 
     >>> one, clock = torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState((one,), (one,), (one,), 0 * one[0], clock, one[0])
-    >>> in_runs(start, Tokens(one, one, 3 * one, 0.1 * one), Rule(chunk=4), 1, whole_chunks)[1].offset.tolist()
+    >>> tokens = Tokens(one, one, 3 * one, 0.1 * one)
+    >>> in_runs(start, tokens, Rule(chunk=4), 1, whole_chunks, gates_of)[1].offset.tolist()
     [1]
     """
     time = tokens.keys.shape[2]
     steps = pieces(state.offset, tokens.lengths, time, rule.chunk)
     reads = []
     for part, run in apart(tokens, runs(steps, rule.chunk, longest)):
-        read, state = one_run(state, part, rule, run, whole, recur)
+        read, state = one_run(state, part, rule, run, whole, scalars)
         reads.append(read)
     arrived = time if tokens.lengths is None else tokens.lengths
     offset = (state.offset + arrived) % rule.chunk
@@ -127,15 +162,16 @@ def one_run(
     tokens: Tokens,
     rule: Rule,
     run: list[Piece],
-    whole: WholeChunks = whole_chunks,
-    recur: Recur = recurrences,
+    whole: WholeChunks,
+    scalars: GatesOf,
 ) -> tuple[Tensor, MemoryState]:
     """Reads and state after one of `runs`; the offset stays that of the whole call's start.
 
     >>> one = torch.ones(1, 1, 1, 1)
     >>> two, clock = (one, one), torch.zeros(1, dtype=torch.long)
     >>> start = MemoryState(two, two, two, 0 * one[0], clock, one[0])
-    >>> one_run(start, Tokens(one, one, one, 0 * one), Rule(chunk=4), [Piece(0, 1, None, 0)])[1].spent.item()
+    >>> tokens, run = Tokens(one, one, one, 0 * one), [Piece(0, 1, None, 0)]
+    >>> one_run(start, tokens, Rule(chunk=4), run, whole_chunks, gates_of)[1].spent.item()
     0.0
     """
     rows, heads = tokens.keys.shape[:2]
@@ -166,7 +202,7 @@ def one_run(
     written = written_in(run, tokens)
     assert theta is not None
     rate, spent = granted(theta, eta, written, spent, rule)
-    gates = gates_of(rate, eta, alpha, written, rows, recur)
+    gates = scalars(rate, eta, alpha, written, rows)
     form = Form(
         layers=len(weights),
         residual=rule.residual,

@@ -4,7 +4,8 @@ The layers of one row and head lie one after the other in one flat array, so tha
 token passes over each weight as seldom as can be: momentum, forgetting and the read of the query are one sweep.
 
 Compiled code is kept beside this file, or in numba's cache folder of the user where that cannot be written. numba
-looks at the file of a kernel only: `models/fused.py` builds on the kernels here and is to be saved again with them.
+looks at the file of a kernel only: `numba_dual.py` and `models/fused.py` build on the kernels here and are to be saved
+again with them.
 
 B row, H head, P row and head, T time, K key or value, G gate, N weight of all layers, W width of all layers.
 """

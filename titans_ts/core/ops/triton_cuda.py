@@ -35,7 +35,7 @@ B row, H head, N chunk, R row and head together, C token of the chunk, K key or 
 """
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, no_type_check
 
 import torch
@@ -48,7 +48,7 @@ from torch.nn import functional
 
 from ..config import require
 from ..state import MemoryState, leaves
-from .chunked import in_runs
+from .chunked import gates_of, in_runs
 from .coefficients import Recurrences
 from .contract import Rule, Tokens
 from .dual import Dual, Form, Gates, Tape, _gate_of, _read, _read_gradient
@@ -778,7 +778,7 @@ def triton_cuda(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor,
     refuse(state, tokens, rule)
     rows, heads = tokens.keys.shape[:2]
     longest = LONGEST if len(state.weights) == 1 else max(1, SPAN // (rows * heads))
-    return in_runs(state, tokens, rule, longest, in_kernels, recurred)
+    return in_runs(state, tokens, rule, longest, in_kernels, partial(gates_of, recur=recurred))
 
 
 def refuse(state: MemoryState, tokens: Tokens, rule: Rule) -> None:
