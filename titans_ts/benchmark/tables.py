@@ -201,17 +201,43 @@ def ltsf(folder: Path) -> str:
     tables = [markdown(["set", "horizon", *map("".join, columns)], rows), markdown(head, beside)]
     ours = [column for column in columns if column[0] == "Titans"]
 
+    streamed = [
+        [
+            name,
+            *(
+                cell(
+                    [{"scores": run["learning"]} for run in found[column].get(name, []) if "learning" in run],
+                    horizons,
+                    spread,
+                )
+                for column in ours
+            ),
+        ]
+        for name in long_horizon.SETS
+    ]
+
     def intervals(scores: list[dict[str, float]]) -> str:
         known = [score for score in scores if "coverage-80" in score]
         means = [mean(score[name] for score in known) for name in ("coverage-80", "crps")] if known else []
         return f"{means[0]:.1%} / {means[1]:.3f}" if means else ""
 
+    ways = {"windows": "scores", "stream, frozen": "frozen", "stream": "learning"}
     covered = [
-        [name, h, *(intervals([run["scores"][h] for run in found[column].get(name, [])]) for column in ours)]
+        [
+            name,
+            h,
+            *(
+                intervals([run[way][h] for run in found[column].get(name, []) if "learning" in run])
+                for column in ours
+                for way in ways.values()
+            ),
+        ]
         for name in long_horizon.SETS
         for h in horizons
     ]
-    return "\n\n".join([*tables, markdown(["set", "horizon", *map("".join, ours)], covered)])
+    head = ["set", "horizon", *(f"{context.removeprefix(', ')}: {way}" for _, context in ours for way in ways)]
+    tables.append(markdown(["set, followed in a stream", *map("".join, ours)], streamed))
+    return "\n\n".join([*tables, markdown(head, covered)])
 
 
 def train(folder: Path) -> str:
@@ -252,7 +278,11 @@ def gift(folder: Path) -> str:
         if not runs:
             return ""
         mase, crps, covered = (mean(run[measure] for run in runs) for measure in ("mase", "crps", "coverage-80"))
-        return f"{mase:.3f} / {crps:.4f} / {covered:.0%}"
+        frozen = [run["frozen"] for run in runs if "frozen" in run]
+        shown = f"{mase:.3f} / {crps:.4f} / {covered:.0%}"
+        if not frozen:
+            return shown
+        return f"{shown} ({mean(run['crps'] for run in frozen):.4f} / {mean(run['coverage-80'] for run in frozen):.0%})"
 
     rows = []
     for name in gift_eval.CONFIGURATIONS:
