@@ -148,12 +148,51 @@ def test_nothing_is_learnt_without_surprise(fitted):
     assert not widths_of(moved(one_sided, (SEASON + 5 * NOISE)[PAST : PAST + 40])).widths.any()
 
 
-def test_only_what_was_said_ahead_is_judged(fitted):
+def test_an_update_equals_a_longer_history(fitted):
     whole = SEASON[: PAST + 40] + NOISE[: PAST + 40] * np.where(TIMES[: PAST + 40] < PAST, 1.0, 3.0)[:, None]
     learnt = moved(fitted, whole[PAST:])
-    np.testing.assert_allclose(learnt.predict(y=whole), learnt.predict(), rtol=1e-4, atol=1e-3)
-    wider = learnt.predict(level=80), fitted.predict(level=80, y=whole)
-    assert (np.ptp(wider[0][..., 1:], axis=-1) > np.ptp(wider[1][..., 1:], axis=-1)).mean() > 0.8
+    np.testing.assert_allclose(fitted.predict(level=80, y=whole), learnt.predict(level=80), rtol=1e-9, atol=1e-9)
+    known = fitted._start(fitted._read(whole)[0])
+    np.testing.assert_allclose(known.widths.widths, widths_of(learnt).widths, atol=1e-12)
+    assert not fitted._start(fitted._read(whole[:PAST])[0]).widths.widths.any()
+
+
+def test_a_stranger_learns_from_its_first_value_on(fitted):
+    rows = (SEASON + 4 * NOISE)[:200, :1]
+    new = pd.DataFrame({"unique_id": "new", "ds": np.arange(200), "y": rows[:, 0]})
+    long = pd.DataFrame({"unique_id": "known", "ds": np.arange(PAST), "y": (SEASON + NOISE)[:PAST, 0]})
+    whole, pieces = make().fit(long).update(new), make().fit(long)
+    for start, stop in ((0, 10), (10, 11), (11, 200)):
+        pieces.update(new[start:stop])
+    np.testing.assert_allclose(widths_of(whole).widths, widths_of(pieces).widths, atol=1e-12)
+    assert widths_of(whole).widths[1].any()
+
+
+def test_what_stands_comes_due_where_nothing_is_learnt(fitted):
+    rows = (SEASON + 2 * NOISE)[PAST : PAST + 30]
+    learnt = moved(fitted, rows[:3])
+    learnt.adapt = False
+    frozen = moved(learnt, rows[3:11])
+    assert widths_of(frozen).told.tolist() == [[11, HORIZON]] * 3
+    np.testing.assert_array_equal(widths_of(frozen).widths, widths_of(learnt).widths)
+    stream = StreamingForecaster.from_forecaster(learnt)
+    for values in rows[3:11]:
+        stream.update(np.arange(3), values)
+    np.testing.assert_array_equal(stream.panel_state().widths.told, widths_of(frozen).told)
+
+
+def test_holes_in_the_validation_rows_make_no_noise():
+    y = np.sin(TIMES / 4) + 0.3 * RANDOM.normal(size=len(TIMES))
+    y[1640::2] = math.nan
+    make(horizon=32).fit(y)
+    make(horizon=4).fit(np.where(TIMES < 1800, 1e-4, 1.0) * RANDOM.normal(size=len(TIMES)))
+
+
+def test_a_series_that_died_stays_silent():
+    fitted = make(season_length=1).fit((SEASON + NOISE)[:PAST, 0])
+    with np.errstate(all="raise", under="ignore"):
+        fitted.adapt = False
+        assert np.isfinite(fitted.update(np.zeros(40_000)).predict(level=80)).all()
 
 
 def test_widths_have_an_end(fitted):

@@ -279,7 +279,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
 
         `refit=False` learns once, on the rows before the first origin; `True` learns anew at each, an integer k at
         every k-th. In between the rows that came are taken in as `update` does; with `update=False` the neural
-        memories stand still meanwhile and all else moves on (without one that is the same). A copy does the work: this
+        memories and the widths of intervals stand still meanwhile and all else moves on (without them that is the
+        same). A copy does the work: this
         forecaster, fitted or not, stays as it is, and nothing it has learnt is used. `sample_weight` is that of `fit`.
         `verbose=1` prints a line a window to stderr.
 

@@ -39,7 +39,7 @@ LEAN = (
 DAYS = 10.0  # seasons after which a place of the season has half of the size that its errors had there
 # how far units are drawn to the deviation of all values of a series: a wild window need not be followed by a wild one
 DRAWS = (0.0, 0.3, 0.5, 0.7)
-THINNED = 16  # steps of the horizon by which that is chosen
+THINNED = 16  # steps of the horizon by which that is chosen, about, where it is longer
 OWN = 1.0  # horizons behind the first whose errors say as much about a series as those of all series do
 NORMAL_SIZE = (np.pi / 2) ** 0.5  # deviation of a normal distribution whose mean size is one
 FEW = 1.4  # (1 + FEW / n) is about how much wider the 80 % interval of Student's t with n degrees is than a normal one
@@ -154,10 +154,8 @@ class Calibration:
         offsets = unit[..., None] * self.table
         if head is not None and self.head:
             offsets = self.head * self.width * around_median(head, levels) + (1 - self.head) * offsets
-        ends = np.zeros((*median.shape, 2))
-        free = np.isinf(bounds).all(axis=1)
-        if levels:
-            ends[free] = np.stack([-offsets[free][..., 0], offsets[free][..., -1]], axis=-1)
+        free = (np.isinf(bounds[:, :1]) & np.isinf(bounds[:, 1:]))[..., None]
+        ends = np.where(free, np.stack([-offsets[..., 0], offsets[..., -1]], axis=-1), 0.0)
         quantiles = median[..., None] + factors[..., None] * offsets
         if not self.bounded:
             return Spoken(mean, median, quantiles, ends)
@@ -248,8 +246,7 @@ def drawn(unit: Float, deviation: Float, share: Float | float) -> Float:
     """Units `[W]` that are drawn to these deviations `[W]` by this share, on the scale of logarithms; as they are where
     either is 0."""
     both = (unit > 0) & (deviation > 0)
-    result: Float = unit * np.where(both, deviation / np.where(both, unit, 1.0), 1.0) ** share
-    return result
+    return np.where(both, unit ** (1 - share) * deviation**share, unit)
 
 
 def calibrate(
@@ -393,11 +390,11 @@ def own_draws(
 
     Each half of these windows is judged by the errors of the other half and of all windows behind them.
     """
-    shares = np.zeros(1 + count)
+    shares, thin = np.zeros(1 + count), errors[:, :: max(1, errors.shape[1] // THINNED)]
+    whose = whose._replace(seen=np.asarray(np.isfinite(thin).any(axis=1)))
     rows = np.flatnonzero(whose.seen[:judged])
-    if not levels or min(len(rows), horizons) < FEWEST or not (whose.deviation > 0).any():
+    if min(len(rows), horizons) < FEWEST or not (whose.deviation > 0).any():
         return shares
-    thin = errors[:, :: max(1, errors.shape[1] // THINNED)]
     losses = {draw: crosswise(thin, whose, draw, scale, judged, count, horizons, levels)[rows] for draw in DRAWS}
 
     def best(some: Int, now: float) -> float:
@@ -534,7 +531,7 @@ def own_sizes(errors: Float, series: Int, count: int, horizons: float) -> Float:
     steps = np.where(seen, sizes, 0.0).sum(0) / np.maximum(seen.sum(0), 1)
     relative = np.where(seen, sizes / np.where(steps > 0, steps, 1.0), 0.0).sum(1) / np.maximum(seen.sum(1), 1)
     windows = np.bincount(series, minlength=count)
-    whole = relative.mean()
+    whole = relative.mean() if len(relative) else 0.0
     if not whole > 0:
         return np.ones(count)
     own = np.where(windows > 0, np.maximum(means_of(relative, series, count) / whole, 1e-3), 1.0)

@@ -32,7 +32,7 @@ from .ensemble import Voice, advance_voices, combined, learn_models
 from .fading import Fading, fit_fading
 from .forecast import Forecast
 from .gram import Unit
-from .inference import PanelState, advance, prefill
+from .inference import PanelState, advance, prefill, rolled
 from .intake import groups_of
 from .joint import JointPath, More, fit_joint, joint_at, refitted_joint
 from .judging import judge, said_before, said_in_validation, together, validated_horizons
@@ -96,8 +96,8 @@ class TitansForecaster(PanelForecaster):
         interval to cover what it says on the validation rows, and where series are long on training rows besides, so
         that one restless or calm season does not decide. Behind the values of `fit` the width of a series' intervals
         learns from which values fell outside of what was said ahead, in four parts of the horizon, so that they cover
-        what they say when errors become larger or smaller; up to twice as wide or half, and not of a series with an
-        edge. Where the errors are skewed, the median lies off the mean.
+        what they say when errors become larger or smaller; up to twice as wide or half on the scale that the series is
+        learnt on, and not of a series with an edge. Where the errors are skewed, the median lies off the mean.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
@@ -501,10 +501,8 @@ class TitansForecaster(PanelForecaster):
         return self._through(self._before(panel), panel, _heard, np.arange(len(panel)), adapt=True)
 
     def _start_to_judge(self, panel: Panel) -> PanelState:
-        said = self.calibration_
-        whole = any((self.correction_, said.head, said.mean, said.median, self.voices_))
         recent = panel.lengths - self.model_.config.context
-        if whole or (recent < 0).any():
+        if self._reads_memory or (recent < 0).any():
             return self._start(panel)
         panel = self.transform_.of(panel)
         state = self._before(panel)
@@ -516,6 +514,12 @@ class TitansForecaster(PanelForecaster):
         series = prefill(self.model_, last if seen.all() else panel)  # an empty window has the level before it
         steps = state.steps + torch.from_numpy(panel.lengths).to(state.steps.device)
         return state._replace(series=series, steps=steps, fading=self.fading_.absorb(state.fading, panel))
+
+    @property
+    def _reads_memory(self) -> bool:
+        """Whether anything of the model but the window's level and scale is in a forecast."""
+        said = self.calibration_
+        return any((self.correction_, said.head, said.mean, said.median, self.voices_))
 
     @torch.no_grad()
     def _before(self, panel: Panel) -> PanelState:
@@ -558,34 +562,51 @@ class TitansForecaster(PanelForecaster):
         state, of which they are these rows; adapt: whether the neural memories learn."""
         target = target_of(self.levels_) if self.adapt else None
         if target is None:
-            return self._moved(part, new, target, adapt)
+            return self._remembered(self._moved(part, new, target), part, new, adapt)
         since = self.calibration_.habits[part.fading.own.cpu().numpy(), 4]
         quiet = rows_before(new, since - part.fading.counts[:, 1].cpu().numpy())
-        every, taken = np.arange(len(new)), np.zeros(len(new), dtype=np.int64)
-        while (taken < new.lengths).any():
-            left = new.lengths - taken
-            due = np.flatnonzero((until_next(part.widths) == 0) & (left > 0) & (taken >= quiet))
+        # Where no forecast reads the memory it may learn of all rows in one go, and the window alone moves on before; a
+        # window without a value has its level from the memory.
+        at_once = not self._reads_memory and not np.isnan(new.values).any()
+        first, taken = part, np.zeros(len(new), dtype=np.int64)
+        while True:
+            alive = np.flatnonzero(taken < new.lengths)
+            if not len(alive):
+                return self._remembered(part, first, new, adapt) if at_once else part
+            place = torch.from_numpy(alive).to(part.steps.device)
+            some, left = select_rows(part, place), (new.lengths - taken)[alive]
+            due = np.flatnonzero((until_next(some.widths) == 0) & (taken >= quiet)[alive])
             if len(due):
-                some = select_rows(part, torch.from_numpy(due).to(part.steps.device))
-                spoken = self._spoken(some, heard(part), rows[due])
-                part = part._replace(widths=stand(part.widths, due, spoken.standing))
-            counts = np.minimum(left, np.where(taken < quiet, quiet, until_next(part.widths)))
-            part = self._moved(part, new.stretches(every, taken, counts), target, adapt)
-            taken += counts
-        return part
+                wanting = select_rows(some, torch.from_numpy(due).to(place.device))
+                spoken = self._spoken(wanting, heard(part), rows[alive[due]])
+                some = some._replace(widths=stand(some.widths, due, spoken.standing))
+            counts = np.minimum(left, np.where(taken < quiet, quiet, 0)[alive] + until_next(some.widths))
+            piece = new.stretches(alive, taken[alive], counts)
+            moved = self._moved(some, piece, target)
+            moved = moved if at_once else self._remembered(moved, some, piece, adapt)
+            part = moved if len(alive) == len(new) else put_rows(part, place, moved)
+            taken[alive] += counts
 
-    def _moved(self, part: PanelState, new: Panel, target: float | None, adapt: bool) -> PanelState:
-        """The state after these rows, none of which goes beyond the next standing forecast of its series; target: see
-        `widths`, None: they stay."""
+    def _moved(self, part: PanelState, new: Panel, target: float | None) -> PanelState:
+        """The state after these rows, none of which goes beyond the next standing forecast of its series, but for what
+        the memories have of them; target: see `widths`, None: they stay."""
         if self.covariates_ is not None:
             new, beside = self.covariates_.advance(part.covariates, new)
             part = part._replace(covariates=beside)
         return part._replace(
-            series=advance(self.model_, part.series, new, adapt=adapt),
+            series=part.series._replace(window=rolled(part.series.window, new)),
             steps=part.steps + torch.from_numpy(new.lengths).to(part.steps.device),
             fading=self.fading_.absorb(part.fading, new),
-            widths=part.widths if target is None else learn(part.widths, new, target),
-            voices=advance_voices(self.voices_, part.voices, new, adapt=adapt),
+            widths=learn(part.widths, new, target),
+        )
+
+    def _remembered(self, part: PanelState, before: PanelState, new: Panel, adapt: bool) -> PanelState:
+        """The state, which these rows led to from another, with what the memories have of them."""
+        if self.covariates_ is not None:
+            new, _ = self.covariates_.advance(before.covariates, new)
+        return part._replace(
+            series=advance(self.model_, before.series, new, adapt=adapt),
+            voices=advance_voices(self.voices_, before.voices, new, adapt=adapt),
         )
 
     def _append(self, state: PanelState, other: PanelState) -> PanelState:
@@ -609,7 +630,8 @@ class TitansForecaster(PanelForecaster):
         """The forecasts of these rows, whose state is `part`, on the scales of `transform_` and without the effect of
         covariates; members: `_heard` of all rows."""
         horizon = self.model_.config.horizon
-        said = self.model_.forecast(part.series)
+        reads = self._reads_memory
+        said = self.model_.forecast(part.series) if reads else self.model_.level_and_scale(part.series)
         level, scale = said.level.cpu().numpy()[:, None], said.scale.cpu().numpy()[:, None]
         base = np.broadcast_to(level, (len(rows), horizon))
         windows = part.series.window.cpu().numpy()
@@ -618,10 +640,13 @@ class TitansForecaster(PanelForecaster):
         if self.linear_ is not None:
             linear = apply_linear(self.linear_, windows, own, steps, usual)
             base = np.where(np.isnan(linear), base, linear)
-        weight, shift, offsets = self.correction_, said.shift.double(), said.offsets
-        if self.voices_:
-            weight, (shift, offsets) = 1.0, combined(said, weight, self.voices_, part.voices)
-        main = base + weight * scale * shift.cpu().numpy()
+        main, head = base, None
+        if reads:
+            weight, shift, offsets = self.correction_, said.shift.double(), said.offsets
+            if self.voices_:
+                weight, (shift, offsets) = 1.0, combined(said, weight, self.voices_, part.voices)
+            main = base + weight * scale * shift.cpu().numpy()
+            head = scale[..., None] * offsets.cpu().numpy()
         if self.covariates_ is not None and self.covariates_.share:
             main = main + self.covariates_.left_over(part.covariates, windows)
         if self.joint_ is not None and self.joint_.speaks:
@@ -629,7 +654,6 @@ class TitansForecaster(PanelForecaster):
             main = main + self.joint_.left_over(held[0], held[1], held[2], rows)
         surprise = part.fading.surprise.cpu().numpy()
         unit, deviation = error_unit(scale[:, 0], surprise), np.sqrt(np.nan_to_num(usual[:, 1]))
-        head = scale[..., None] * offsets.cpu().numpy()
         fading, ripe, bounds = self.fading_.ahead(part.fading, horizon)
         widened = factors(part.widths, horizon)
         return self.calibration_.spoken(

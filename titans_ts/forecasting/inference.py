@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int as IntTensor
 from torch import Tensor
 
+from ..core.layers import last_rows
 from ..core.state import join_rows, leaves, put_rows, select_rows
 from ..models.timeseries import SeriesState, TimeSeriesModel
 from .fading import FadingState
@@ -80,6 +81,16 @@ def _block(model: TimeSeriesModel, state: SeriesState, new: Panel, rows: Int, ad
         _, moved = model.encode(piece[alive], select_rows(part, alive), here[alive], adapt=adapt)
         part = put_rows(part, alive, moved)
     return part
+
+
+def rolled(window: Tensor, new: Panel) -> Tensor:
+    """Windows `[N, L]` after the rows of `new`, whose series i is row i.
+
+    >>> rolled(torch.tensor([[1.0, 2.0]], dtype=torch.float64), past.select([0]).head(1)).shape
+    torch.Size([1, 2])
+    """
+    values, lengths = padded(new, window.device)
+    return last_rows(torch.cat([window, values], 1), window.shape[1], lengths)
 
 
 def padded(panel: Panel, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -162,8 +162,10 @@ class StreamingForecaster:
             )
         if self.transform.moves:
             values = self.transform.forward(values, self._fading[2][rows])
-        if self._target is not None:
-            standing, told, widths = self._widths
+        standing, told, widths = self._widths
+        if self._target is None:
+            told[rows] = np.minimum(told[rows] + 1, standing.shape[2])
+        else:
             own, counts = self._fading[2], self.readout.seen
             count = waiting_rows(rows, told, standing.shape[2], counts, own, self._habits, self._waiting)
             if count:

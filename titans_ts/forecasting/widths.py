@@ -47,7 +47,7 @@ def target_of(levels: tuple[float, ...]) -> float | None:
     >>> target_of((0.1, 0.5, 0.9)).__round__(6), target_of((0.5, 0.9))
     (0.2, None)
     """
-    return 1 - (levels[-1] - levels[0]) if levels and levels[0] < 0.5 < levels[-1] else None
+    return 1 - (levels[-1] - levels[0]) if levels[0] < 0.5 < levels[-1] else None
 
 
 def factors(state: WidthState, horizon: int) -> Float:
@@ -93,12 +93,15 @@ def stand(state: WidthState, rows: Int, forecasts: Float) -> WidthState:
     return state._replace(standing=torch.from_numpy(standing).to(device), told=torch.from_numpy(told).to(device))
 
 
-def learn(state: WidthState, new: Panel, target: float) -> WidthState:
+def learn(state: WidthState, new: Panel, target: float | None) -> WidthState:
     """The state after the rows of `new`, whose series i is row i, none of which goes beyond its next standing
-    forecast."""
+    forecast; target: see `target_of`, None: what stands comes due, and nothing is learnt of it."""
     from ..core.ops.widths import learn_rows
 
     standing, told, widths = (part.cpu().numpy() for part in state)
+    if target is None:
+        told = np.minimum(told + new.lengths[:, None], standing.shape[2])
+        return state._replace(told=torch.from_numpy(told).to(state.told.device))
     told, widths = told.copy(), widths.copy()
     values = np.ascontiguousarray(new.values, dtype=np.float64)
     learn_rows(values, new.offsets, target, standing, told, widths)

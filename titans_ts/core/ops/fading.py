@@ -255,7 +255,7 @@ def finish_some(
         unit = math.sqrt(max(scales[i], surprise[r])) * math.sqrt(surprise[r])
         variance = usual_of(counts[r, 1], usual[r], known[own[r]])[1]
         if unit > 0 and variance > 0:
-            unit *= (math.sqrt(variance) / unit) ** habits[own[r], 3]
+            unit = unit ** (1.0 - habits[own[r], 3]) * math.sqrt(variance) ** habits[own[r], 3]
         unit = habits[own[r], 0] * max(unit, habits[own[r], 1] * surprise[r])
         bounds_of(counts[r], edges[r], stood[r], known[own[r]], bounds)
         learns, ends = math.isinf(bounds[0]) and math.isinf(bounds[1]), bounds if bounded else free
