@@ -25,7 +25,6 @@ from titans_ts.forecasting import ensemble, judging, training
 from titans_ts.forecasting import forecaster as module
 from titans_ts.forecasting.baselines import validation_ends
 from titans_ts.forecasting.door import read
-from titans_ts.forecasting.inference import prefill
 from titans_ts.forecasting.training import (
     Batch,
     Rows,
@@ -351,8 +350,8 @@ def test_a_very_long_series_leaves_forecasts_finite_and_bounded(case, monkeypatc
     forecaster = make(variant=case[0], model=model, patch_length=32, context_length=64).fit(PAST)
     shaken(forecaster.model_, torch.float32, 0.1)
     forecaster.correction_ = 1.0
-    states = []
-    monkeypatch.setattr(module, "prefill", lambda *given: states.append(prefill(*given)) or states[-1])
+    states, start = [], forecaster._start
+    monkeypatch.setattr(forecaster, "_start", lambda panel: states.append(start(panel)) or states[-1])
     random = np.random.default_rng(0)
     steps = np.arange(65_536)
     clusters = np.where(steps // 1000 % 2, 7.0, -7.0) + 1e-3 * random.normal(size=len(steps))
@@ -364,8 +363,8 @@ def test_a_very_long_series_leaves_forecasts_finite_and_bounded(case, monkeypatc
     assert (np.abs(out[:, 2]) < 1e7).all()
     assert (np.abs(out[:, 3]) < 70).all()
     assert out[:, 2].std() > 0
-    memory = [leaf for part in states[0].backbone for leaf in memory_of(part).weights + memory_of(part).momentum]
-    assert states[0].position.tolist() == [65_536] * 4
+    memory = [leaf for part in states[0].series.backbone for leaf in memory_of(part).weights + memory_of(part).momentum]
+    assert states[0].series.position.tolist() == [65_536] * 4
     assert all(leaf.isfinite().all() and leaf.abs().max() < 100 for leaf in memory)
 
 
@@ -962,7 +961,7 @@ def test_judging_starts_as_far_as_forecasts_are_made_from_it(weight):
 # A fit or update that fails
 
 
-@pytest.mark.parametrize(("home", "culprit"), [(ensemble, "train"), (module, "prefill")], ids=["train", "prefill"])
+@pytest.mark.parametrize(("home", "culprit"), [(ensemble, "train"), (module, "advance")], ids=["train", "advance"])
 def test_a_fit_that_fails_leaves_the_forecaster_as_it_was(home, culprit, monkeypatch):
     forecaster = make(season_length=7).fit(PAST)
     before, attributes = forecaster.predict(level=80), set(vars(forecaster))

@@ -97,7 +97,8 @@ class TitansForecaster(PanelForecaster):
         that one restless or calm season does not decide. Behind the values of `fit` the width of a series' intervals
         learns from which values fell outside of what was said ahead, in four parts of the horizon, so that they cover
         what they say when errors become larger or smaller; up to twice as wide or half on the scale that the series is
-        learnt on, and not of a series with an edge. Where the errors are skewed, the median lies off the mean.
+        learnt on, and not of a series with an edge or that `fit` did not see. Where the errors are skewed, the median
+        lies off the mean.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
@@ -493,7 +494,7 @@ class TitansForecaster(PanelForecaster):
             season=self.season_length_,
             mix=settings.fading,
         )
-        calibration.habits[1:, 4] = [np.isfinite(panel.series(row)).sum() for row in range(len(panel))]
+        calibration.habits[:, 4] = [np.inf, *(np.isfinite(panel.series(row)).sum() for row in range(len(panel)))]
         return calibration
 
     def _start(self, panel: Panel) -> PanelState:

@@ -22,6 +22,7 @@ STRETCHES = 4  # parts of the horizon with a width of their own: near steps err 
 class WidthState(NamedTuple):
     """What is kept of every series; see `core.ops.widths`. Until a series has had as many values as `fit` saw of it,
     nothing stands and the widths are those of `fit`: of the values that weights were fitted to nothing was said ahead.
+    So it stays with a series that `fit` did not see, whose histories are not gone through for it.
     """
 
     standing: Float64[Tensor, "N K F 3"]
