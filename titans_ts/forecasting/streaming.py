@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..core.config import require
 from ..core.ops.fading import finish_some, take_in_some
-from ..core.ops.widths import learn_some, stand_rows, waiting_rows
+from ..core.ops.widths import learn_some, oldest, stand_rows, waiting_rows
 from .calibration import Calibration, next_to_median
 from .fading import Fading, FadingState
 from .forecast import Forecast
@@ -164,7 +164,7 @@ class StreamingForecaster:
             values = self.transform.forward(values, self._fading[2][rows])
         standing, told, widths = self._widths
         if self._target is None:
-            told[rows] = np.minimum(told[rows] + 1, standing.shape[2])
+            told[rows] = np.minimum(told[rows] + 1, oldest(*standing.shape[2:0:-1]))
         else:
             own, counts = self._fading[2], self.readout.seen
             count = waiting_rows(rows, told, standing.shape[2], counts, own, self._habits, self._waiting)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .panel import Float, Int, Panel
 
-STANDING = 2  # forecasts of a series that stand at a time, half a horizon apart
+STANDING = 2  # forecasts of a series that stand at a time, half a horizon apart, or `LEAST_PAUSE` steps
 STRETCHES = 4  # parts of the horizon with a width of their own: near steps err in other ways than far ones
 
 
@@ -36,8 +36,10 @@ def start_widths(count: int, horizon: int, device: torch.device | None = None) -
     >>> factors(start_widths(1, 8), 8).tolist()
     [[1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
     """
+    from ..core.ops.widths import oldest
+
     standing = torch.zeros(count, STANDING, horizon, 3, dtype=torch.float64, device=device)
-    told = torch.full((count, STANDING), horizon, dtype=torch.int64, device=device)
+    told = torch.full((count, STANDING), oldest(horizon, STANDING), dtype=torch.int64, device=device)
     return WidthState(standing, told, standing.new_zeros(count, min(STRETCHES, horizon)))
 
 
@@ -97,11 +99,11 @@ def stand(state: WidthState, rows: Int, forecasts: Float) -> WidthState:
 def learn(state: WidthState, new: Panel, target: float | None) -> WidthState:
     """The state after the rows of `new`, whose series i is row i, none of which goes beyond its next standing
     forecast; target: see `target_of`, None: what stands comes due, and nothing is learnt of it."""
-    from ..core.ops.widths import learn_rows
+    from ..core.ops.widths import learn_rows, oldest
 
     standing, told, widths = (part.cpu().numpy() for part in state)
     if target is None:
-        told = np.minimum(told + new.lengths[:, None], standing.shape[2])
+        told = np.minimum(told + new.lengths[:, None], oldest(standing.shape[2], STANDING))
         return state._replace(told=torch.from_numpy(told).to(state.told.device))
     told, widths = told.copy(), widths.copy()
     values = np.ascontiguousarray(new.values, dtype=np.float64)

@@ -10,8 +10,9 @@ the size of an interval in "Conformal PID Control for Time Series Prediction", 2
 Compiled without leave to reorder sums: a stream and a batch are the same numbers, bit for bit.
 
 K forecasts that stand, F future step, G stretches of the horizon. Of one series: standing [K, F, 3] are the median and
-how far the outermost quantiles lie below and above it before they are widened, told [K] how many of their steps have
-come (F: none stands), widths [G] the logarithms of the factors.
+how far the outermost quantiles lie below and above it before they are widened, told [K] how many steps have come since
+each was made, as far as that matters (`oldest`; from F on it stands no longer), widths [G] the logarithms of the
+factors.
 """
 
 import math
@@ -23,13 +24,38 @@ MOST = math.log(2.0)  # the logarithm of how much wider or narrower intervals be
 # How far a factor moves over a horizon of misses (one stretch of one forecast), and with one value at most: what is
 # learnt is a few horizons old, or a few dozens of values where these are short.
 RATE, FASTEST = 0.6, 0.01
+# Steps from one standing forecast to the next, at least: it costs more than all else that a value does. Where so fewer
+# values are judged, each moves the factor the further.
+LEAST_PAUSE = 4
+
+
+@strict
+@no_type_check
+def share_of(horizon, forecasts):
+    """Steps of the horizon for each of the forecasts that stand."""
+    return (horizon + forecasts - 1) // forecasts
 
 
 @strict
 @no_type_check
 def pause(horizon, forecasts):
     """Steps from one standing forecast to the next."""
-    return (horizon + forecasts - 1) // forecasts
+    return max(share_of(horizon, forecasts), LEAST_PAUSE)
+
+
+@strict
+@no_type_check
+def rate_of(horizon, forecasts, stretches):
+    """How far one value moves a factor."""
+    slowed = pause(horizon, forecasts) / share_of(horizon, forecasts)
+    return min(RATE * stretches / (horizon * forecasts), FASTEST * slowed)
+
+
+@strict
+@no_type_check
+def oldest(horizon, forecasts):
+    """Steps after which it does not matter any more how long ago a forecast was made."""
+    return max(horizon, pause(horizon, forecasts))
 
 
 @strict
@@ -80,9 +106,9 @@ def stand_rows(rows, forecasts, standing, told):
     """The forecasts [N, F, 3] of these rows stand from now on, in place of the oldest of each."""
     for i in range(len(rows)):
         r = rows[i]
-        oldest = told[r].argmax()
-        standing[r, oldest] = forecasts[i]
-        told[r, oldest] = 0
+        last = told[r].argmax()
+        standing[r, last] = forecasts[i]
+        told[r, last] = 0
 
 
 @strict
@@ -94,12 +120,13 @@ def learn(value, target, standing, told, widths):
     an edge for long, and whose reaches are 0 here: a shower ends, and every interval around it was missed.
     """
     horizon = standing.shape[1]
-    rate = min(RATE * len(widths) / (horizon * len(told)), FASTEST)
+    longest = oldest(horizon, len(told))
+    rate = rate_of(horizon, len(told), len(widths))
     for k in range(len(told)):
         step = told[k]
-        if step == horizon:
+        told[k] = min(step + 1, longest)
+        if step >= horizon:
             continue
-        told[k] = step + 1
         middle, below, above = standing[k, step]
         if math.isnan(value) or not (below > 0 and above > 0):
             continue
