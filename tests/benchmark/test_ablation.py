@@ -41,7 +41,7 @@ def test_every_variation_changes_one_part():
         inner = default["memory"]
         parts = [field for field, value in dataclasses.asdict(config)["memory"].items() if value != inner[field]]
         assert (len(changed), len(parts)) in ([(0, 0)] if name == "default" else [(1, 0), (1, 1)]), name
-    assert len({str(config) for config in ablation.VARIATIONS.values()}) == len(ablation.VARIATIONS) == 9
+    assert len({str(config) for config in ablation.VARIATIONS.values()}) == len(ablation.VARIATIONS) == 11
 
 
 def test_the_test_rows_are_cut_off(toy, monkeypatch):
@@ -71,6 +71,19 @@ def test_a_memory_that_is_off_is_read_as_it_began():
         old, new = ([weight for block in state.backbone for weight in block.weights] for state in (before, after))
         same = all(torch.equal(one, other) for one, other in zip(old, new, strict=True))
         assert same != moves
+
+
+def test_a_run_says_what_its_memories_do(toy):
+    run = ablation.run_ablation("tourism_monthly", "default", "backbone alone", steps=8)
+    assert len(run["memories"]) == ablation.DEFAULT.depth
+    for block in run["memories"]:
+        assert 0.3 < block["momentum"] < 0.7
+        assert 2e-4 < block["forgetting"] < 5e-3
+        assert block["half_life"] > 500
+        assert 0 < block["read"] < 0.1
+    assert [*run["reach"]] == ["1", "2", "4", "8", "all"]
+    assert run["reach"]["all"] == run["reach"]["8"] == pytest.approx(run["mase"], abs=1e-5)
+    assert run["reach"]["1"] != run["reach"]["8"]
 
 
 def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
@@ -121,3 +134,12 @@ def test_the_table_is_relative_to_the_default_of_the_same_seed(tmp_path):
     assert "| backbone alone | default | 1.5000 ± 0.7071 |  |  |  | 9 |" in text
     assert "| backbone alone | mac | 1.0000 ± 0.1414 |  |  |  | 9 |" in text
     assert "| backbone alone | mal |  |  |  |  |  |" in text
+
+
+def test_the_table_of_memories_has_a_row_a_set(toy, tmp_path):
+    ablation.run_ablations(
+        ("tourism_monthly",), ("default",), ("backbone alone",), (0,), tmp_path / "ablation", steps=1
+    )
+    text = render("<!-- table memories -->\n<!-- end -->", tmp_path)
+    assert len(text.splitlines()) == 5
+    assert "| tourism_monthly | 0." in text

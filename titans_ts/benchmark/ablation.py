@@ -5,6 +5,9 @@ sample of 100 series) and monthly tourism before the last horizon. The windows a
 one fit on everything before them, then window after window with `update` between. The backbone forecasts alone, or, on
 request, all parts do ("whole"), where the shares that validation confirms decide how much of it is seen; and the whole
 without one of its parts.
+
+Of the default it is told besides what its memories do: how fast they learn and forget, how much of a block's output is
+what they read, and what forecasts are worth that know only the last contexts of every series.
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
+from ..core.memory import NeuralMemory
 from ..data import describe, load
 from ..forecasting.forecaster import TitansForecaster
-from ..forecasting.training import TrainConfig
+from ..forecasting.training import PAST, TrainConfig
 from ..models.config import BackboneConfig
 from . import ltsf
-from .gift import LEVELS, Task, walk
+from .gift import LEVELS, Task, frame_of, score_forecasts, season_errors, walk
 from .runs import commit, kept
 
 SETS = ("etth1", "weather", "m4_hourly", "tourism_monthly")
@@ -48,7 +53,10 @@ VARIATIONS: dict[str, BackboneConfig] = {
     "momentum off": replace(DEFAULT, memory=replace(DEFAULT.memory, momentum=False)),
     "forgetting off": replace(DEFAULT, memory=replace(DEFAULT.memory, forgetting=False)),
     **{f"memory depth {depth}": replace(DEFAULT, memory=replace(DEFAULT.memory, depth=depth)) for depth in (2, 3)},
+    **{f"chunk {chunk}": replace(DEFAULT, memory=replace(DEFAULT.memory, chunk=chunk)) for chunk in (4, 256)},
 }
+REACHES = (1, 2, 4, 8)  # contexts of its past that a forecast knows
+REACHED = 4  # every so many windows are forecast so
 
 
 def make_task(name: str, folder: str | None = None) -> Task:
@@ -84,6 +92,7 @@ def run_ablation(
         random_state=seed,
     )
     scores = walk(forecaster, task)
+    told = memories_of(forecaster, task) if variation == "default" and path in USUAL else {}
     return {
         "set": name,
         "variation": variation,
@@ -93,6 +102,57 @@ def run_ablation(
         "commit": commit(),
         "correction": forecaster.correction_,
         **scores,
+        **told,
+    }
+
+
+def memories_of(forecaster: TitansForecaster, task: Task) -> dict[str, Any]:
+    """What the memories of a fitted forecaster do on the histories of a task.
+
+    memories: of every block the median momentum, the median forgetting and the steps of the series after which half of
+    what was written is left, and the size of what is read relative to the block's input. reach: MASE of forecasts that
+    know so many contexts of the past, and all of it.
+    """
+    model, heard = forecaster.model_, []
+
+    def hear(memory: NeuralMemory, given: tuple[Any, ...], result: tuple[Tensor, Any]) -> None:
+        _, eta, alpha = memory.gates(given[0]).unflatten(-1, (3, -1)).sigmoid().unbind(-2)
+        size = result[0].norm() / given[0].norm()
+        heard.append((eta.median().item(), alpha.median().item(), size.item()))
+
+    ends = [len(y) - task.scored for y in task.series]
+    memories = [part for part in model.modules() if isinstance(part, NeuralMemory)]
+    hooks = [memory.register_forward_hook(hear) for memory in memories]
+    last = [max(0, end - PAST * model.config.context) for end in ends]
+    forecaster.predict(y=frame_of(task, last, ends))
+    for hook in hooks:
+        hook.remove()
+    blocks = np.array(heard).reshape(-1, len(memories), 3).mean(0)
+    reach = {}
+    for contexts in (*REACHES, None):
+        truths, quantiles, units = [], [], []
+        for window in range(0, task.windows, REACHED):
+            origins = [end + window * task.horizon for end in ends]
+            size = max(origins) if contexts is None else contexts * model.config.context
+            said = forecaster.predict(
+                quantiles=LEVELS, y=frame_of(task, [max(0, origin - size) for origin in origins], origins)
+            )
+            quantiles.append(said.filter(like="-ql").to_numpy(dtype=np.float64))
+            truths += [y[origin : origin + task.horizon] for y, origin in zip(task.series, origins, strict=True)]
+            units.append(np.repeat(season_errors(task, origins), task.horizon))
+        scores = score_forecasts(np.concatenate(truths), np.concatenate(quantiles), np.concatenate(units))
+        reach["all" if contexts is None else str(contexts)] = scores["mase"]
+    return {
+        "memories": [
+            {
+                "momentum": round(eta, 4),
+                "forgetting": round(alpha, 5),
+                "half_life": round(float(np.log(0.5) / np.log1p(-alpha)) * model.config.patch, 1),
+                "read": round(size, 6),
+            }
+            for eta, alpha, size in blocks.tolist()
+        ],
+        "reach": reach,
     }
 
 

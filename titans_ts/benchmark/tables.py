@@ -332,6 +332,22 @@ def ablation(folder: Path) -> str:
     return markdown(["forecaster", "variation", *parts_of.SETS, "fit, CPU s"], rows)
 
 
+def memories(folder: Path) -> str:
+    """What the memories of the default do, block by block, and MASE by how much of the past a forecast knows."""
+    rows = []
+    for name in parts_of.SETS:
+        runs = [*read_runs(folder / "ablation", f"ablation-{name}-default-backbone_alone-*.json")]
+        for run in [each for each in runs if "memories" in each][:1]:
+            blocks = run["memories"]
+            row = [name, *(" / ".join(f"{block[key]:.3f}" for block in blocks) for key in ("momentum", "forgetting"))]
+            row.append(" / ".join(f"{block['half_life']:,.0f}" for block in blocks))
+            row.append(" / ".join(f"{block['read']:.1%}" for block in blocks))
+            rows.append([*row, *(f"{run['reach'][str(reach)]:.3f}" for reach in (*parts_of.REACHES, "all"))])
+    head = ["set", "momentum", "forgetting", "half of it forgotten after, steps", "read, of the block's input"]
+    reaches = (f"{reach} context{'s' * (reach > 1)}" for reach in parts_of.REACHES)
+    return markdown([*head, *(f"MASE with {reach}" for reach in reaches), "with all"], rows)
+
+
 def memory(folder: Path) -> str:
     """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
     head = ["case", "same function"]
@@ -505,6 +521,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "train": train,
     "gift": gift,
     "ablation": ablation,
+    "memories": memories,
     "recall": recall,
     "panels": panels,
     "memory": memory,
