@@ -6,7 +6,7 @@ from titans_ts.benchmark.recall import BACKBONE, CONTEXT, DISTANCE, PATCH, reach
 from titans_ts.models.config import VARIANTS
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["lmm", *(pytest.param(name, marks=pytest.mark.long) for name in VARIANTS[1:])])
 def test_with_its_memory_the_error_is_at_most_half(variant):
     row = recall_errors(variant)
     assert row["reach"] < row["distance"] == DISTANCE
