@@ -197,6 +197,9 @@ def test_the_table_stands_beside_the_published_means_and_leaves_what_has_not_run
     assert "| **Ridge** | 0.800 | 0.200 |" in text
     assert "| TiRex | 0.500 | 0.500 |" in text
     assert "**Titans**" not in text  # one configuration is missing
+    beside = render("<!-- table gift_beside -->\n<!-- end -->", tmp_path).splitlines()[3:-1]
+    chosen = [f"| {name} | 0.500 | 0.500 |" for name in ("Chronos-2", "PatchTST", "xLSTM-Mixer")]
+    assert sorted(beside) == sorted(["| **Ridge** | 0.800 | 0.200 |", *chosen])
 
 
 @pytest.mark.skipif(ENVIRONMENT_VARIABLE not in os.environ, reason="no folder of larger sets is named")

@@ -149,6 +149,9 @@ PUBLISHED = {
     "iTransformer": "0.454 / 0.447, 0.383 / 0.407, 0.407 / 0.410, 0.288 / 0.332, 0.258 / 0.278",
     "RLinear": "0.446 / 0.434, 0.374 / 0.398, 0.414 / 0.407, 0.286 / 0.327, 0.272 / 0.291",
     "PatchTST": "0.469 / 0.454, 0.387 / 0.407, 0.387 / 0.400, 0.281 / 0.326, 0.259 / 0.281",
+    "Crossformer": "0.529 / 0.522, 0.942 / 0.684, 0.513 / 0.496, 0.757 / 0.610, 0.259 / 0.315",
+    "TiDE": "0.541 / 0.507, 0.611 / 0.550, 0.419 / 0.419, 0.358 / 0.404, 0.271 / 0.320",
+    "TimesNet": "0.458 / 0.450, 0.414 / 0.427, 0.400 / 0.406, 0.291 / 0.333, 0.259 / 0.287",
     "DLinear": "0.456 / 0.452, 0.559 / 0.515, 0.403 / 0.407, 0.350 / 0.401, 0.265 / 0.317",
 }
 
@@ -264,12 +267,18 @@ def train(folder: Path) -> str:
     return markdown(head, lines)
 
 
-def gift(folder: Path) -> str:
-    """GIFT-Eval's configurations: MASE / CRPS / coverage of the 80 % interval, means over the seeds; and geometric
-    means of the ratios to its seasonal naive, beside those of its leaderboard."""
+def gift_runs(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """The runs of GIFT-Eval's test windows, by model and configuration."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in read_runs(folder / "gift", "gift-*-test-*.json"):
         found.setdefault(run["model"], {}).setdefault(run["configuration"], []).append(run)
+    return found
+
+
+def gift(folder: Path) -> str:
+    """GIFT-Eval's configurations: MASE / CRPS / coverage of the 80 % interval, means over the seeds; and geometric
+    means of the ratios to its seasonal naive, beside those of its leaderboard."""
+    found = gift_runs(folder)
     models = [model for model in (*gift_eval.OURS, *gift_eval.NEURAL) if model in found]
     published = read_runs(folder / "gift", "gift-published.json")
     naive = published[0]["seasonal_naive"] if published else {}
@@ -293,19 +302,37 @@ def gift(folder: Path) -> str:
         costs = [[run[measure] for runs in found[model].values() for run in runs] for model in models]
         rows.append([title, *(f"{most(cost):,.0f}" for cost in costs), ""])
     table = markdown(["configuration", *models, "seasonal naive, published"], rows)
-    means: list[tuple[str, float, float]] = []
-    for each in published:
-        means += [(model, ratios["mase"], ratios["crps"]) for model, ratios in each["geometric_means"].items()]
-    for model in models if published else ():
-        runs = [run for each in found[model].values() for run in each]
-        seeds = sorted({run["seed"] for run in runs})
-        every = [gift_eval.geometric_means([run for run in runs if run["seed"] == seed], naive) for seed in seeds]
-        whole = [ratios for ratios in every if ratios]
-        if whole:
-            mase, crps = (mean(ratios[measure] for ratios in whole) for measure in ("mase", "crps"))
-            means.append((f"**{model}{' here' * (model in gift_eval.NEURAL)}**", mase, crps))
+    return table + "\n\n" + gift_means(folder)
+
+
+# Of the leaderboard's models here: the lowest MASE with pretraining and from scratch, and a neural one that many know.
+BESIDE = ("Chronos-2", "xLSTM-Mixer", "PatchTST")
+
+
+def gift_beside(folder: Path) -> str:
+    """Of the geometric means those of this package, and of the leaderboard's `BESIDE`."""
+    return gift_means(folder, BESIDE)
+
+
+def gift_means(folder: Path, theirs: tuple[str, ...] = gift_eval.PUBLISHED) -> str:
+    """Geometric means over the configurations of the ratios to the published seasonal naive: of every model that has
+    run on all of them, in bold, and of those of the leaderboard that are asked for."""
+    found, means = gift_runs(folder), list[tuple[str, float, float]]()
+    for published in read_runs(folder / "gift", "gift-published.json"):
+        for model, ratios in published["geometric_means"].items():
+            if model in theirs:
+                means.append((model, ratios["mase"], ratios["crps"]))
+        for model in (*gift_eval.OURS, *gift_eval.NEURAL):
+            runs = [run for each in found.get(model, {}).values() for run in each]
+            seeds = sorted({run["seed"] for run in runs})
+            naive = published["seasonal_naive"]
+            every = [gift_eval.geometric_means([run for run in runs if run["seed"] == seed], naive) for seed in seeds]
+            whole = [ratios for ratios in every if ratios]
+            if whole:
+                mase, crps = (mean(ratios[measure] for ratios in whole) for measure in ("mase", "crps"))
+                means.append((f"**{model}{' here' * (model in gift_eval.NEURAL)}**", mase, crps))
     lines = [[model, f"{mase:.3f}", f"{crps:.3f}"] for model, mase, crps in sorted(means, key=lambda each: each[1])]
-    return table + "\n\n" + markdown(["model", "MASE relative", "CRPS relative"], lines)
+    return markdown(["model", "MASE relative", "CRPS relative"], lines)
 
 
 def ablation(folder: Path) -> str:
@@ -520,6 +547,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ltsf": ltsf,
     "train": train,
     "gift": gift,
+    "gift_beside": gift_beside,
     "ablation": ablation,
     "memories": memories,
     "recall": recall,
