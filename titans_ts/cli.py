@@ -173,9 +173,16 @@ def ltsf(
     name: Annotated[
         list[str] | None, typer.Option("--set", help="etth1, etth2, ettm1, ettm2, weather, repeatable; default: all.")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Titans, Ridge, SeasonalNaive; default: all three.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Titans, Ridge, SeasonalNaive, and where neuralforecast is installed PatchTST, DLinear, NLinear, "
+            "repeatable; default: the first three."
+        ),
+    ] = None,
     context: Annotated[
-        list[str] | None, typer.Option(help="Context lengths; 'free' is the forecaster's own; default: 96 and free.")
+        list[str] | None,
+        typer.Option(help="Context lengths, repeatable; 'free' is the forecaster's own; default: 96 and free."),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
@@ -184,7 +191,7 @@ def ltsf(
     """ETT and Weather at horizons 96, 192, 336 and 720 under the long-horizon protocol, one model for all horizons."""
     from .benchmark.ltsf import OURS, SETS, ltsf_table, run_ltsf_sets
 
-    lengths = tuple(None if each == "free" else int(each) for each in context or ("96", "free"))
+    lengths = tuple(None if each == "free" else _rows(each) for each in context or ("96", "free"))
     results = run_ltsf_sets(
         tuple(name or SETS), tuple(model or OURS), lengths, tuple(seed or (0, 1, 2)), out, folder=folder, part=part
     )
@@ -200,7 +207,10 @@ def gift(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Titans, Ridge, SeasonalNaive, NHITS, PatchTST, repeatable; default: the first three."),
+        typer.Option(
+            help="Titans, Ridge, SeasonalNaive, and where neuralforecast is installed NHITS, PatchTST, repeatable; "
+            "default: the first three."
+        ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
@@ -261,13 +271,17 @@ def ablation(
         typer.Option("--set", help="etth1, weather, m4_hourly, tourism_monthly, repeatable; default: all four."),
     ] = None,
     variation: Annotated[
-        list[str] | None, typer.Option(help="'default', 'mac', 'memory off', ..., repeatable; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="'default', 'mac', 'mag', 'mal', 'memory off', 'momentum off', 'forgetting off', 'memory depth 2', "
+            "'memory depth 3', repeatable; default: all."
+        ),
     ] = None,
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="'backbone alone', 'whole', 'without fading memories', 'without backbone', 'linear path alone'; "
-            "default: the first."
+            help="'backbone alone', 'whole', 'without fading memories', 'without backbone', 'linear path alone', "
+            "repeatable; default: the first."
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
@@ -297,7 +311,11 @@ def groups(
         typer.Option("--set", help="wind_farms, los_speed, etth1, weather, repeatable; default: all four."),
     ] = None,
     way: Annotated[
-        list[str] | None, typer.Option(help="'Titans', 'Titans, joined', 'ridge', ..., repeatable; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="'closed form', 'closed form, joined', 'Titans', 'Titans, joined', 'Titans, ensemble of 3', 'ridge', "
+            "'seasonal naive', repeatable; default: all."
+        ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
@@ -313,7 +331,9 @@ def groups(
 
 @benchmark.command()
 def recall(
-    variant: Annotated[list[str] | None, typer.Option(help="Wirings; default: all four.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="lmm, mac, mag, mal, repeatable; default: all four.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of series and fit.")] = 0,
     depth: Annotated[int, typer.Option(help="Layers of the memory network; 1 is a linear memory.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
@@ -488,6 +508,13 @@ def tables(
 
     for document in documents:
         document.write_text(render(document.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def _rows(text: str) -> int:
+    """A context length of `benchmark ltsf` from text."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"--context {text!r} must be a whole number of rows, 1 or more, or 'free'.")
+    return int(text)
 
 
 def _read(path: Path, id_col: str, time_col: str) -> object:
