@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -352,12 +351,19 @@ def recall(
 @benchmark.command()
 def panels(
     out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a set and model; those there are kept.")],
-    name: Annotated[list[str] | None, typer.Option("--set", help="Sets, repeatable; default: all eleven.")] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="m1_yearly, m1_quarterly, m1_monthly, the same of m3 and of tourism, m4_yearly, m4_hourly, "
+            "repeatable; default: all eleven.",
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Titans, Ridge, SeasonalNaive, AutoETS, AutoTheta, AutoARIMA, NHITS, PatchTST; default: the first "
-            "three."
+            help="Titans, Ridge, SeasonalNaive, where statsforecast is installed AutoETS, AutoTheta, AutoARIMA, and "
+            "where neuralforecast is NHITS, PatchTST, repeatable; default: the first three."
         ),
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the Monash archive's files.")] = None,
@@ -402,9 +408,8 @@ def stream(
     from .benchmark.runs import write_json
     from .benchmark.stream import peers_table, run_stream, stream_table
 
-    earlier = None if out is None else out / "stream.json"
-    before = json.loads(earlier.read_text())["peers"] if earlier is not None and earlier.exists() else ()
-    result = run_stream(series, before)
+    earlier = _earlier(out, "stream.json")
+    result = run_stream(series, () if earlier is None else earlier["peers"])
     typer.echo(f"memory bandwidth, one core: {result['bandwidth_gb_s']} GB/s; microseconds a series")
     typer.echo(stream_table(result).to_string(index=False))
     typer.echo("\nmicroseconds an observation and the forecasts after it")
@@ -416,20 +421,20 @@ def stream(
 @benchmark.command()
 def memory(
     case: Annotated[list[str] | None, typer.Option(help="Cases whose names begin so; default: all.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; other cases that it holds are kept.")
+    ] = None,
 ) -> None:
     """The neural memory against titans-pytorch: CPU time and peak memory, forward and backward, one thread."""
-    import json
-
     from .benchmark.memory import CASES, run_memory
+    from .benchmark.runs import write_json
 
     chosen = [each for each in CASES if case is None or any(each.name.startswith(name) for name in case)]
     if not chosen:
         raise ValueError(f"no case begins with {case}; there are: {', '.join(each.name for each in CASES)}")
-    result = run_memory(chosen, typer.echo)
+    result = run_memory(chosen, typer.echo, _earlier(out, "memory.json"))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "memory.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(result, out / "memory.json")
 
 
 @benchmark.command()
@@ -438,7 +443,9 @@ def gpu(
         list[str] | None, typer.Option(help="170m, 340m, 760m, repeatable; default: the first two.")
     ] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Lengths, repeatable; default: 2k, 8k and 32k.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; other sizes and lengths that it holds are kept.")
+    ] = None,
 ) -> None:
     """On a CUDA device: language models of the paper's sizes beside a transformer, the ops, and whether it agrees with
     the CPU."""
@@ -449,7 +456,8 @@ def gpu(
         if out is not None:
             write_json(result, out / "gpu.json")
 
-    keep(run_gpu(tuple(size or SIZES), tuple(tokens or LENGTHS), typer.echo, keep))
+    earlier = _earlier(out, "gpu.json")
+    keep(run_gpu(tuple(size or SIZES), tuple(tokens or LENGTHS), typer.echo, keep, earlier))
 
 
 @benchmark.command()
@@ -457,14 +465,16 @@ def length(
     tokens: Annotated[
         list[int] | None, typer.Option(help="Lengths, repeatable; default: 1k, 4k, 16k, 64k and 256k.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; other lengths that it holds are kept.")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="File for the picture, such as length.png.")] = None,
 ) -> None:
     """Time and memory against the length: the neural memory beside softmax attention, one thread."""
     from .benchmark.length import LENGTHS, draw_length, run_length
     from .benchmark.runs import write_json
 
-    result = run_length(tuple(tokens or LENGTHS), typer.echo)
+    result = run_length(tuple(tokens or LENGTHS), typer.echo, earlier=_earlier(out, "length.json"))
     if out is not None:
         write_json(result, out / "length.json")
     if picture is not None:
@@ -508,6 +518,13 @@ def tables(
 
     for document in documents:
         document.write_text(render(document.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def _earlier(out: Path | None, name: str) -> dict[str, Any] | None:
+    """The run that stands in the folder already."""
+    from .benchmark.runs import read_json
+
+    return read_json(out / name) if out is not None and (out / name).exists() else None
 
 
 def _rows(text: str) -> int:

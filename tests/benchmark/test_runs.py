@@ -8,7 +8,7 @@ import typer
 from typer.testing import CliRunner
 
 from titans_ts.benchmark import ablation, gift, groups, ltsf, panels, prices
-from titans_ts.benchmark.runs import kept, read_json, write_json
+from titans_ts.benchmark.runs import kept, not_measured, read_json, write_json
 from titans_ts.cli import app
 from titans_ts.models.config import VARIANTS
 
@@ -123,3 +123,13 @@ def test_a_file_that_is_not_whole_is_named_with_what_to_do(torn, tmp_path):
         kept(path, lambda: pytest.fail("it ran"))
     path.unlink()
     assert kept(path, lambda: {"mse": 1.0}) == {"mse": 1.0}
+
+
+def test_rows_of_another_machine_are_not_put_beside_new_ones():
+    old = {"commit": "a", "machine": "one", "rows": [{"n": 1}, {"n": 2, "commit": "b"}, {"n": 3}]}
+    left = not_measured(old, {"machine": "one"}, "rows", lambda row: row["n"] == 3)
+    assert left == [{"n": 1, "commit": "a"}, {"n": 2, "commit": "b"}]
+    with pytest.raises(ValueError, match=r"2 rows .* machine='one', and here it is 'two': choose another --out"):
+        not_measured(old, {"machine": "two"}, "rows", lambda row: row["n"] == 3)
+    assert not_measured(old, {"machine": "two"}, "rows", lambda row: True) == []
+    assert not_measured(None, {"machine": "two"}, "rows", lambda row: False) == []

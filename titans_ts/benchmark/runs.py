@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..forecasting.clock import CountClock
 from ..forecasting.panel import Float, Int, Panel
@@ -116,6 +118,37 @@ def commit() -> str | None:
     folder = Path(__file__).parent
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=folder, capture_output=True, text=True)
     return asked.stdout.strip() or None
+
+
+def machine() -> str:
+    """What this runs on: the kind of processor, how many cores, and torch.
+
+    >>> machine().split(", ")[1].endswith("cores")
+    True
+    """
+    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def not_measured(
+    earlier: dict[str, Any] | None, about: dict[str, Any], part: str, measures: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """The rows `earlier[part]` of another run that this one does not measure, each with its commit; an error where they
+    cannot stand beside new ones, for they are not of what this run says `about` itself.
+
+    >>> old = {"commit": "4b1d", "torch": "2.9", "rows": [{"tokens": 1, "s": 3.0}, {"tokens": 2, "s": 6.0}]}
+    >>> not_measured(old, {"torch": "2.9"}, "rows", lambda row: row["tokens"] == 1)
+    [{'commit': '4b1d', 'tokens': 2, 's': 6.0}]
+    """
+    if earlier is None:
+        return []
+    left = [{"commit": earlier.get("commit"), **row} for row in earlier[part] if not measures(row)]
+    for name, value in about.items():
+        if left and earlier.get(name) != value:
+            raise ValueError(
+                f"the file holds {len(left)} rows that this run does not measure, of {name}={earlier.get(name)!r}, and "
+                f"here it is {value!r}: choose another --out, or measure all of them again."
+            )
+    return left
 
 
 def require_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
