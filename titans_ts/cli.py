@@ -59,7 +59,15 @@ def fit(
         int | None, typer.Option(help="Steps of the raw window; default: by horizon and season.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="lmm, mac, mag or mal; default: lmm.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which learning stops.")] = None,
+    point: Annotated[str, typer.Option(help="mean or median, what the point forecast is.")] = "mean",
+    intervals: Annotated[str, typer.Option(help="auto, conformal or head, what quantiles are made of.")] = "auto",
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which the optimiser stops, counted from when the data are read; it takes one step at "
+            "least, and what is fitted in closed form after it comes on top."
+        ),
+    ] = None,
     on_gap: Annotated[str, typer.Option(help="raise or mask missing rows.")] = "raise",
     on_duplicate: Annotated[str, typer.Option(help="raise, last or mean.")] = "raise",
     on_bad: Annotated[str, typer.Option(help="raise, or skip series that cannot be used.")] = "raise",
@@ -91,6 +99,8 @@ def fit(
         freq=freq,
         context_length=context,
         variant=variant,  # type: ignore[arg-type]
+        point=point,  # type: ignore[arg-type]
+        intervals=intervals,  # type: ignore[arg-type]
         time_limit=time_limit,
         on_gap=on_gap,
         on_duplicate=on_duplicate,
@@ -120,6 +130,7 @@ def predict(
     model: ModelFolder,
     horizon: Annotated[int | None, typer.Option(help="Steps; default: all that was fitted.")] = None,
     level: Annotated[list[float] | None, typer.Option(help="Central intervals in per cent, repeatable.")] = None,
+    quantiles: Annotated[list[float] | None, typer.Option(help="Levels between 0 and 1, repeatable.")] = None,
     future: Annotated[
         Path | None, typer.Option(help="Long CSV of the known covariates of every step to forecast.")
     ] = None,
@@ -130,7 +141,7 @@ def predict(
 
     forecaster = TitansForecaster.load(model)
     ahead = None if future is None else _read(future, forecaster.id_col, forecaster.time_col)
-    forecast = forecaster.predict(horizon, level=level or None, future=ahead)
+    forecast = forecaster.predict(horizon, quantiles=quantiles or None, level=level or None, future=ahead)
     forecast.to_csv(sys.stdout if out is None else out, index=False)
 
 
