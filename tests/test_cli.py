@@ -99,6 +99,42 @@ def test_levels_steps_and_a_file_can_be_asked_for(titans, files, tmp_path):
     assert (tmp_path / "forecast.csv").read_text() == titans("predict", files / "model").out
 
 
+def test_quantiles_can_be_asked_for(titans, files):
+    said = titans("predict", files / "model", "--quantiles", "0.1", "--quantiles", "0.975", "--level", "80").table()
+    assert list(said)[3:] == [f"TitansForecaster-{name}" for name in ("lo-80", "hi-80", "ql0.1", "ql0.975")]
+    np.testing.assert_array_equal(said["TitansForecaster-ql0.1"], said["TitansForecaster-lo-80"])
+    assert (said["TitansForecaster-ql0.975"] > said["TitansForecaster-hi-80"]).all()
+
+
+def test_the_kinds_of_point_and_intervals_are_options(titans, files, tmp_path):
+    options = [
+        "--horizon",
+        "4",
+        "--time-limit",
+        "0",
+        "--context",
+        "12",
+        "--point",
+        "median",
+        "--intervals",
+        "conformal",
+    ]
+    assert titans("fit", files / "past.csv", "--out", tmp_path / "model", *options).code == 0
+    loaded = TitansForecaster.load(tmp_path / "model")
+    assert (loaded.point, loaded.intervals) == ("median", "conformal")
+    said = titans("predict", tmp_path / "model", "--quantiles", "0.5").table()
+    np.testing.assert_allclose(said["TitansForecaster-ql0.5"], said["TitansForecaster"], rtol=1e-9)
+
+
+def test_two_rows_are_too_few_to_train_on(titans, tmp_path):
+    (tmp_path / "two.csv").write_text("unique_id,ds,y\na,2024-01-01,1\na,2024-01-02,2\n")
+    done = titans("fit", tmp_path / "two.csv", "--out", tmp_path / "model", "--horizon", "1")
+    assert done.code == 0
+    assert done.err.splitlines()[0] == "no step: no series has 3 rows to train on"
+    assert done.err.count("\n") == 2
+    assert titans("predict", tmp_path / "model").table()["TitansForecaster"].between(1, 2).all()
+
+
 def test_update_lets_new_rows_in_and_predict_goes_on_from_there(titans, files, model):
     before = titans("predict", model).table()
     done = titans("update", model, files / "later.csv")
@@ -147,6 +183,12 @@ BAD = {
     "too long a horizon": (["predict", "model", "--horizon", "9"], "longer than the fitted horizon of 4"),
     "an impossible level": (["predict", "model", "--level", "100"], "between 0 and 100"),
     "rows that are known": (["update", "model", "past.csv"], "known already"),
+    "no time at all and less": (["fit", "past.csv", "--out", "m", "--time-limit", "-1"], "time_limit=-1.0 must be"),
+    "an unknown point": (["fit", "past.csv", "--out", "m", "--point", "mode"], "point='mode'"),
+    "unknown intervals": (["fit", "past.csv", "--out", "m", "--intervals", "wide"], "intervals='wide'"),
+    "an impossible quantile": (["predict", "model", "--quantiles", "1"], "between 0 and 1"),
+    "a context that is none": (["benchmark", "ltsf", "--out", "m", "--context", "long"], "--context 'long' must be"),
+    "no such variation": (["benchmark", "ablation", "--out", "m", "--variation", "big"], "'memory depth 3'"),
     "no such demo": (["demo", "moon"], "'moon'"),
 }
 

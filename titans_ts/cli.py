@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -60,7 +59,15 @@ def fit(
         int | None, typer.Option(help="Steps of the raw window; default: by horizon and season.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="lmm, mac, mag or mal; default: lmm.")] = None,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which learning stops.")] = None,
+    point: Annotated[str, typer.Option(help="mean or median, what the point forecast is.")] = "mean",
+    intervals: Annotated[str, typer.Option(help="auto, conformal or head, what quantiles are made of.")] = "auto",
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which the optimiser stops, counted from when the data are read; it takes one step at "
+            "least, and what is fitted in closed form after it comes on top."
+        ),
+    ] = None,
     on_gap: Annotated[str, typer.Option(help="raise or mask missing rows.")] = "raise",
     on_duplicate: Annotated[str, typer.Option(help="raise, last or mean.")] = "raise",
     on_bad: Annotated[str, typer.Option(help="raise, or skip series that cannot be used.")] = "raise",
@@ -92,6 +99,8 @@ def fit(
         freq=freq,
         context_length=context,
         variant=variant,  # type: ignore[arg-type]
+        point=point,  # type: ignore[arg-type]
+        intervals=intervals,  # type: ignore[arg-type]
         time_limit=time_limit,
         on_gap=on_gap,
         on_duplicate=on_duplicate,
@@ -121,6 +130,7 @@ def predict(
     model: ModelFolder,
     horizon: Annotated[int | None, typer.Option(help="Steps; default: all that was fitted.")] = None,
     level: Annotated[list[float] | None, typer.Option(help="Central intervals in per cent, repeatable.")] = None,
+    quantiles: Annotated[list[float] | None, typer.Option(help="Levels between 0 and 1, repeatable.")] = None,
     future: Annotated[
         Path | None, typer.Option(help="Long CSV of the known covariates of every step to forecast.")
     ] = None,
@@ -131,7 +141,7 @@ def predict(
 
     forecaster = TitansForecaster.load(model)
     ahead = None if future is None else _read(future, forecaster.id_col, forecaster.time_col)
-    forecast = forecaster.predict(horizon, level=level or None, future=ahead)
+    forecast = forecaster.predict(horizon, quantiles=quantiles or None, level=level or None, future=ahead)
     forecast.to_csv(sys.stdout if out is None else out, index=False)
 
 
@@ -173,9 +183,16 @@ def ltsf(
     name: Annotated[
         list[str] | None, typer.Option("--set", help="etth1, etth2, ettm1, ettm2, weather, repeatable; default: all.")
     ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Titans, Ridge, SeasonalNaive; default: all three.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Titans, Ridge, SeasonalNaive, and where neuralforecast is installed PatchTST, DLinear, NLinear, "
+            "repeatable; default: the first three."
+        ),
+    ] = None,
     context: Annotated[
-        list[str] | None, typer.Option(help="Context lengths; 'free' is the forecaster's own; default: 96 and free.")
+        list[str] | None,
+        typer.Option(help="Context lengths, repeatable; 'free' is the forecaster's own; default: 96 and free."),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
@@ -184,7 +201,7 @@ def ltsf(
     """ETT and Weather at horizons 96, 192, 336 and 720 under the long-horizon protocol, one model for all horizons."""
     from .benchmark.ltsf import OURS, SETS, ltsf_table, run_ltsf_sets
 
-    lengths = tuple(None if each == "free" else int(each) for each in context or ("96", "free"))
+    lengths = tuple(None if each == "free" else _rows(each) for each in context or ("96", "free"))
     results = run_ltsf_sets(
         tuple(name or SETS), tuple(model or OURS), lengths, tuple(seed or (0, 1, 2)), out, folder=folder, part=part
     )
@@ -200,7 +217,10 @@ def gift(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Titans, Ridge, SeasonalNaive, NHITS, PatchTST, repeatable; default: the first three."),
+        typer.Option(
+            help="Titans, Ridge, SeasonalNaive, and where neuralforecast is installed NHITS, PatchTST, repeatable; "
+            "default: the first three."
+        ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
@@ -261,13 +281,17 @@ def ablation(
         typer.Option("--set", help="etth1, weather, m4_hourly, tourism_monthly, repeatable; default: all four."),
     ] = None,
     variation: Annotated[
-        list[str] | None, typer.Option(help="'default', 'mac', 'memory off', ..., repeatable; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="'default', 'mac', 'mag', 'mal', 'memory off', 'momentum off', 'forgetting off', 'memory depth 2', "
+            "'memory depth 3', repeatable; default: all."
+        ),
     ] = None,
     path: Annotated[
         list[str] | None,
         typer.Option(
-            help="'backbone alone', 'whole', 'without fading memories', 'without backbone', 'linear path alone'; "
-            "default: the first."
+            help="'backbone alone', 'whole', 'without fading memories', 'without backbone', 'linear path alone', "
+            "repeatable; default: the first."
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
@@ -297,7 +321,11 @@ def groups(
         typer.Option("--set", help="wind_farms, los_speed, etth1, weather, repeatable; default: all four."),
     ] = None,
     way: Annotated[
-        list[str] | None, typer.Option(help="'Titans', 'Titans, joined', 'ridge', ..., repeatable; default: all.")
+        list[str] | None,
+        typer.Option(
+            help="'closed form', 'closed form, joined', 'Titans', 'Titans, joined', 'Titans, ensemble of 3', 'ridge', "
+            "'seasonal naive', repeatable; default: all."
+        ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
@@ -313,7 +341,9 @@ def groups(
 
 @benchmark.command()
 def recall(
-    variant: Annotated[list[str] | None, typer.Option(help="Wirings; default: all four.")] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="lmm, mac, mag, mal, repeatable; default: all four.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of series and fit.")] = 0,
     depth: Annotated[int, typer.Option(help="Layers of the memory network; 1 is a linear memory.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
@@ -332,12 +362,19 @@ def recall(
 @benchmark.command()
 def panels(
     out: Annotated[Path, typer.Option(help="Folder of the JSON files, one a set and model; those there are kept.")],
-    name: Annotated[list[str] | None, typer.Option("--set", help="Sets, repeatable; default: all eleven.")] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="m1_yearly, m1_quarterly, m1_monthly, the same of m3 and of tourism, m4_yearly, m4_hourly, "
+            "repeatable; default: all eleven.",
+        ),
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="Titans, Ridge, SeasonalNaive, AutoETS, AutoTheta, AutoARIMA, NHITS, PatchTST; default: the first "
-            "three."
+            help="Titans, Ridge, SeasonalNaive, where statsforecast is installed AutoETS, AutoTheta, AutoARIMA, and "
+            "where neuralforecast is NHITS, PatchTST, repeatable; default: the first three."
         ),
     ] = None,
     folder: Annotated[str | None, typer.Option(help="Folder with the Monash archive's files.")] = None,
@@ -382,9 +419,8 @@ def stream(
     from .benchmark.runs import write_json
     from .benchmark.stream import peers_table, run_stream, stream_table
 
-    earlier = None if out is None else out / "stream.json"
-    before = json.loads(earlier.read_text())["peers"] if earlier is not None and earlier.exists() else ()
-    result = run_stream(series, before)
+    earlier = _earlier(out, "stream.json")
+    result = run_stream(series, () if earlier is None else earlier["peers"])
     typer.echo(f"memory bandwidth, one core: {result['bandwidth_gb_s']} GB/s; microseconds a series")
     typer.echo(stream_table(result).to_string(index=False))
     typer.echo("\nmicroseconds an observation and the forecasts after it")
@@ -396,20 +432,20 @@ def stream(
 @benchmark.command()
 def memory(
     case: Annotated[list[str] | None, typer.Option(help="Cases whose names begin so; default: all.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; other cases that it holds are kept.")
+    ] = None,
 ) -> None:
     """The neural memory against titans-pytorch: CPU time and peak memory, forward and backward, one thread."""
-    import json
-
     from .benchmark.memory import CASES, run_memory
+    from .benchmark.runs import write_json
 
     chosen = [each for each in CASES if case is None or any(each.name.startswith(name) for name in case)]
     if not chosen:
         raise ValueError(f"no case begins with {case}; there are: {', '.join(each.name for each in CASES)}")
-    result = run_memory(chosen, typer.echo)
+    result = run_memory(chosen, typer.echo, _earlier(out, "memory.json"))
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "memory.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(result, out / "memory.json")
 
 
 @benchmark.command()
@@ -418,7 +454,9 @@ def gpu(
         list[str] | None, typer.Option(help="170m, 340m, 760m, repeatable; default: the first two.")
     ] = None,
     tokens: Annotated[list[int] | None, typer.Option(help="Lengths, repeatable; default: 2k, 8k and 32k.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; other sizes and lengths that it holds are kept.")
+    ] = None,
 ) -> None:
     """On a CUDA device: language models of the paper's sizes beside a transformer, the ops, and whether it agrees with
     the CPU."""
@@ -429,7 +467,8 @@ def gpu(
         if out is not None:
             write_json(result, out / "gpu.json")
 
-    keep(run_gpu(tuple(size or SIZES), tuple(tokens or LENGTHS), typer.echo, keep))
+    earlier = _earlier(out, "gpu.json")
+    keep(run_gpu(tuple(size or SIZES), tuple(tokens or LENGTHS), typer.echo, keep, earlier))
 
 
 @benchmark.command()
@@ -437,14 +476,16 @@ def length(
     tokens: Annotated[
         list[int] | None, typer.Option(help="Lengths, repeatable; default: 1k, 4k, 16k, 64k and 256k.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; other lengths that it holds are kept.")
+    ] = None,
     picture: Annotated[Path | None, typer.Option(help="File for the picture, such as length.png.")] = None,
 ) -> None:
     """Time and memory against the length: the neural memory beside softmax attention, one thread."""
     from .benchmark.length import LENGTHS, draw_length, run_length
     from .benchmark.runs import write_json
 
-    result = run_length(tuple(tokens or LENGTHS), typer.echo)
+    result = run_length(tuple(tokens or LENGTHS), typer.echo, earlier=_earlier(out, "length.json"))
     if out is not None:
         write_json(result, out / "length.json")
     if picture is not None:
@@ -488,6 +529,20 @@ def tables(
 
     for document in documents:
         document.write_text(render(document.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def _earlier(out: Path | None, name: str) -> dict[str, Any] | None:
+    """The run that stands in the folder already."""
+    from .benchmark.runs import read_json
+
+    return read_json(out / name) if out is not None and (out / name).exists() else None
+
+
+def _rows(text: str) -> int:
+    """A context length of `benchmark ltsf` from text."""
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"--context {text!r} must be a whole number of rows, 1 or more, or 'free'.")
+    return int(text)
 
 
 def _read(path: Path, id_col: str, time_col: str) -> object:

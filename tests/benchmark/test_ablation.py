@@ -55,7 +55,9 @@ def test_the_test_rows_are_cut_off(toy, monkeypatch):
     monkeypatch.setattr(ltsf, "split_set", lambda name, folder, part: rows if part == "validation" else None)
     task = ablation.make_task("etth1")
     assert (len(task.series), len(task.series[0]), task.horizon, task.windows) == (7, 5000, 96, 20)
-    with pytest.raises(ValueError, match="'m5' is not one of"):
+    with pytest.raises(
+        ValueError, match="set 'm5' does not exist: there are 'etth1', 'weather', 'm4_hourly', 'tourism_monthly'"
+    ):
         ablation.make_task("m5")
 
 

@@ -142,7 +142,7 @@ def test_runs_are_written_once_and_read_again(toy, tmp_path, monkeypatch):
 
 
 def test_unknown_names_are_named(toy):
-    with pytest.raises(ValueError, match="'m5/D/short' is not among the 24"):
+    with pytest.raises(ValueError, match="configuration 'm5/D/short' does not exist: there are 'ett1/15T/short'"):
         gift.run_gift("m5/D/short", "Ridge")
     with pytest.raises(ValueError, match="'Prophet' does not exist"):
         gift.run_gift(NAME, "Prophet")

@@ -74,6 +74,32 @@ def test_an_output_that_is_off_is_seen():
     assert gpu.furthest(torch.tensor([4.0, 1.001]), torch.tensor([4.0, 1.0])) > gpu.AGREE
 
 
+def test_a_run_of_some_sizes_keeps_the_models_of_others(tmp_path, monkeypatch):
+    def rows(device, sizes, lengths, say):
+        return [{"size": size, "tokens": tokens, "new": True} for size in sizes for tokens in lengths]
+
+    monkeypatch.setattr(gpu, "needs_cuda", lambda: CPU)
+    monkeypatch.setattr(gpu, "about_device", lambda device: {"device": "one"})
+    monkeypatch.setattr(gpu, "agreement_rows", lambda device, say: [{"what": "lmm"}])
+    monkeypatch.setattr(gpu, "model_rows", rows)
+    monkeypatch.setattr(gpu, "layer_rows", lambda device, say: [{"layer": "deep"}])
+    models = [{"size": size, "tokens": tokens} for size in ("170m", "340m") for tokens in (2048, 8192)]
+    earlier = {"commit": "before", "device": "one", "models": models}
+    file, asked = tmp_path / "gpu.json", ["benchmark", "gpu", "--out", str(tmp_path), "--size", "340m"]
+    file.write_text(json.dumps(earlier))
+    assert CliRunner().invoke(app, [*asked, "--tokens", "8192"]).exit_code == 0
+    result = json.loads(file.read_text())
+    assert result["models"] == [
+        *({"commit": "before", **row} for row in models[:3]),
+        {"size": "340m", "tokens": 8192, "new": True},
+    ]
+    assert (result["device"], result["layers"]) == ("one", [{"layer": "deep"}])
+    file.write_text(json.dumps({**earlier, "device": "another"}))
+    refused = CliRunner().invoke(app, asked)
+    assert "of device='another', and here it is 'one'" in str(refused.exception)
+    assert json.loads(file.read_text())["models"] == models
+
+
 def test_a_length_that_would_take_too_long_is_left_out_and_all_longer_ones_too():
     first = {"tokens": 2048, "seconds": 1.0}
     assert gpu.too_slow(first, 8192) is None

@@ -38,7 +38,7 @@ def test_the_last_fifth_is_never_read(toy):
     assert (len(split.values), split.train, split.validation) == (400, 280, 60)
     toy[400:] = 1e9
     assert (groups.split_of("wind_farms").values == split.values).all()
-    with pytest.raises(ValueError, match="set 'etth3' is not one of wind_farms"):
+    with pytest.raises(ValueError, match="set 'etth3' does not exist: there are 'wind_farms'"):
         groups.split_of("etth3")
 
 

@@ -10,10 +10,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
 
 from titans_ts.benchmark import length
-from titans_ts.benchmark.length import PASSES, SIDES, Point, draw_length, layer, measure, run_length
+from titans_ts.benchmark.length import LENGTHS, PASSES, SIDES, Point, draw_length, layer, measure, run_length
+from titans_ts.benchmark.runs import commit
 from titans_ts.benchmark.tables import render
+from titans_ts.cli import app
 
 MEMORIES = [side for side in SIDES if side != "attention"]
 
@@ -105,6 +108,27 @@ def test_a_point_is_measured_in_a_process_of_its_own_and_the_run_is_tabled_and_d
     assert "| attention | forward + backward |" in render("<!-- table length -->\n<!-- end -->", tmp_path)
     draw_length(result, tmp_path / "length.png")
     assert (tmp_path / "length.png").stat().st_size > 1000
+
+
+def test_a_run_of_some_lengths_keeps_the_others_that_the_file_holds(tmp_path, monkeypatch):
+    def command(seconds, *lengths):
+        monkeypatch.setattr(length.run_length, "__defaults__", (LENGTHS, print, costing(seconds), None))
+        asked = [part for tokens in lengths for part in ("--tokens", str(tokens))]
+        done = CliRunner().invoke(app, ["benchmark", "length", "--out", str(tmp_path), *asked])
+        return json.loads((tmp_path / "length.json").read_text())["rows"], done
+
+    first, _ = command(1e-9, 1024, 4096)
+    both, _ = command(2e-9, 4096, 256)
+    assert [row["tokens"] for row in both] == [256, 1024, 4096] * len(SIDES) * len(PASSES)
+    old = [row for row in both if row["tokens"] == 1024]
+    assert old == [{**row, "commit": commit()} for row in first if row["tokens"] == 1024]
+    new = {row["seconds"] for row in both if row["tokens"] == 4096 and row["side"] != "attention"}
+    assert new == {2e-9 * 4096}
+    assert "| attention | forward |" in render("<!-- table length -->\n<!-- end -->", tmp_path)
+    monkeypatch.setattr(length, "DIM", 32)
+    rows, refused = command(3e-9, 256)
+    assert "12 rows that this run does not measure, of width=64, and here it is 32" in str(refused.exception)
+    assert rows == both
 
 
 def test_an_unknown_side_is_said():

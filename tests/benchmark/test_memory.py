@@ -1,9 +1,16 @@
 """The benchmark of the memory: both sides compute the same, and a run says what it measured."""
 
+import json
+import os
+
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from titans_ts.benchmark import memory
 from titans_ts.benchmark.memory import CASES, Case, SameMemory, measure, operations, peer_module, run_memory
+from titans_ts.benchmark.runs import commit
+from titans_ts.cli import app
 
 SAME = [case for case in CASES if case.same]
 
@@ -46,8 +53,45 @@ def test_without_the_peer_a_run_says_how_to_install_it(monkeypatch):
     assert "forward_ratio" not in run["rows"][0]
 
 
+def test_a_run_of_some_cases_keeps_the_others_that_the_file_holds(tmp_path, monkeypatch):
+    measured = []
+
+    def compare(case, peer):
+        measured.append(case.name)
+        return {"name": case.name, "forward_us": float(len(measured))}
+
+    monkeypatch.setattr(memory, "compare", compare)
+    monkeypatch.setattr(memory, "line_of", lambda row: row["name"])
+
+    def command(*arguments):
+        done = CliRunner().invoke(app, ["benchmark", "memory", "--out", str(tmp_path), *arguments])
+        return json.loads((tmp_path / "memory.json").read_text()), done
+
+    whole, _ = command()
+    names = [case.name for case in CASES]
+    assert [row["name"] for row in whole["rows"]] == names
+    assert f"{os.cpu_count()} cores" in whole["machine"]
+    (tmp_path / "memory.json").write_text(json.dumps({**whole, "commit": "before"}))
+    again, _ = command("--case", "depth 1")
+    assert measured[len(CASES) :] == ["depth 1, frozen", "depth 1, exact"]
+    assert [row["name"] for row in again["rows"]] == names
+    assert again["commit"] == commit()
+    for old, new in zip(whole["rows"], again["rows"], strict=True):
+        if new["name"].startswith("depth 1"):
+            assert new["forward_us"] > len(CASES)
+            assert "commit" not in new
+        else:
+            assert new == {**old, "commit": "before"}
+    (tmp_path / "memory.json").write_text(json.dumps({**whole, "machine": ""}))
+    kept, refused = command("--case", "depth 1")
+    assert "8 rows that this run does not measure, of machine=''" in str(refused.exception)
+    assert kept["rows"] == whole["rows"]
+    assert len(measured) == len(CASES) + 2  # it was found before anything was measured
+    assert command()[0]["machine"] == whole["machine"]
+
+
 def test_a_case_that_does_not_exist_is_said():
-    from titans_ts.cli import memory
+    from titans_ts.cli import memory as command
 
     with pytest.raises(ValueError, match="no case begins with"):
-        memory(case=["nothing"], out=None)
+        command(case=["nothing"], out=None)

@@ -141,6 +141,10 @@ def test_other_histories_are_forecast_and_forgotten(forecaster):
         ({"future": PAST}, "no covariates are configured"),
         ({"level": 120}, "between 0 and 100"),
         ({"quantiles": [2]}, "between 0 and 1"),
+        ({"level": "80"}, r"level='80' must be a number or several of them, such as 80 or \(80, 95\)"),
+        ({"level": [80, "95"]}, r"level=\[80, '95'\] must be a number"),
+        ({"quantiles": "0.1"}, r"quantiles='0.1' must be a number or several of them, such as 0.9 or \(0.1, 0.9\)"),
+        ({"quantiles": print}, "quantiles=<built-in function print> must be a number"),
     ],
 )
 def test_a_wrong_argument_says_what_to_do(forecaster, arguments, words):

@@ -437,6 +437,12 @@ def test_a_future_that_does_not_do_says_why(fitted, change, words):
         fitted.predict(future=bad_future(change))
 
 
+@pytest.mark.parametrize("method", ["predict", "simulate"])
+def test_a_future_that_is_missing_is_wanted_by_the_method_that_was_called(fitted, method):
+    with pytest.raises(ValueError, match=rf"^{method}\(\) needs future=.*, {method}\(future=frame\)"):
+        getattr(fitted, method)()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -743,6 +743,54 @@ def test_a_time_limit_stops_learning_and_leaves_a_forecaster():
     assert np.isfinite(numbers(make(time_limit=0).fit(PAST).predict())).all()
 
 
+def test_the_time_before_the_optimiser_counts(monkeypatch):
+    seconds, given, true = [0.0], [], ensemble.train
+
+    def slow(*arguments, **options):
+        seconds[0] += 40.0
+        return fit_linear(*arguments, **options)
+
+    def trained(*arguments, time_limit, **options):
+        given.append(time_limit)
+        return true(*arguments, time_limit=time_limit, **options)
+
+    fit_linear = module.fit_linear
+    monkeypatch.setattr(module, "fit_linear", slow)
+    monkeypatch.setattr(module.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(ensemble, "train", trained)
+    make(time_limit=100.0).fit(PAST)
+    make(time_limit=100, ensemble=3).fit(PAST)
+    make(time_limit=30).fit(PAST)
+    make().fit(PAST)
+    assert given == [60.0, 20.0, 20.0, 20.0, -10.0, np.inf]
+
+
+@pytest.mark.parametrize("limit", ["x", "60", -1, -1e-9, float("nan"), True, 1j, (60,)])
+def test_a_time_limit_that_is_none_is_refused(limit):
+    with pytest.raises(ValueError, match=r"time_limit=.* must be a number of seconds, 0 or more, or None"):
+        make(time_limit=limit).fit(PAST)
+
+
+@pytest.mark.parametrize("series", [1, 3])
+@pytest.mark.parametrize("rows", [2, 3])
+def test_where_nothing_can_be_learnt_no_step_is_made_and_that_is_said(rows, series, monkeypatch, capfd):
+    y = np.random.default_rng(0).normal(size=(rows, series))
+    params = {"horizon": 1, "patch_length": 1, "context_length": 4, "train": TrainConfig(steps=3), "verbose": 1}
+    monkeypatch.setattr(training, "forecast_batch", lambda *_: pytest.fail("it trained"))
+    forecaster = make(**params).fit(y)
+    assert capfd.readouterr().err == "no step: no series has 3 rows to train on\n"
+    assert (forecaster.history_, forecaster.correction_) == ([], 0.0)
+    linear = make(**{**params, "train": LINEAR}).fit(y)
+    assert capfd.readouterr().err == ""  # nobody asked for a step
+    np.testing.assert_array_equal(forecaster.predict(level=80), linear.predict(level=80))
+
+
+def test_the_shortest_series_that_can_be_learnt_from_is(capfd):
+    y = np.random.default_rng(0).normal(size=4)
+    make(horizon=1, patch_length=1, context_length=4, verbose=1).fit(y)
+    assert capfd.readouterr().err.startswith("step 3/3")
+
+
 def test_a_warm_start_goes_on_and_a_cold_one_begins_anew():
     forecaster = make().fit(PAST)
     before = [w.clone() for w in weights(forecaster)]

@@ -29,7 +29,7 @@ from ..forecasting.training import PAST, TrainConfig
 from ..models.config import BackboneConfig
 from . import ltsf
 from .gift import LEVELS, Task, frame_of, score_forecasts, season_errors, walk
-from .runs import commit, kept
+from .runs import commit, kept, require_known
 
 SETS = ("etth1", "weather", "m4_hourly", "tourism_monthly")
 USUAL = ("backbone alone",)  # what is run where nothing is named: where its parts are seen undiluted
@@ -61,8 +61,7 @@ REACHED = 4  # every so many windows are forecast so
 
 def make_task(name: str, folder: str | None = None) -> Task:
     """A set without its test part."""
-    if name not in SETS:
-        raise ValueError(f"set {name!r} is not one of {', '.join(SETS)}.")
+    require_known("set", [name], SETS)
     card = describe(name)
     if name in ltsf.SETS:
         series = [*ltsf.split_set(name, folder, part="validation").values.T]
@@ -78,6 +77,8 @@ def run_ablation(
     name: str, variation: str, path: str, *, folder: str | None = None, seed: int = 0, steps: int | None = None
 ) -> dict[str, Any]:
     """One variation on one set; `steps=None` trains as long as the forecaster does by default."""
+    require_known("variation", [variation], VARIATIONS)
+    require_known("path", [path], PATHS)
     torch.set_num_threads(1)
     task = make_task(name, folder)
     train = TrainConfig(**{"steps": TrainConfig().steps if steps is None else steps, **PATHS[path]})
@@ -167,6 +168,9 @@ def run_ablations(
     steps: int | None = None,
 ) -> list[dict[str, Any]]:
     """Every run in a JSON file of its own; what is there already is read, not run again."""
+    require_known("set", names, SETS)
+    require_known("variation", variations, VARIATIONS)
+    require_known("path", paths, PATHS)
     results = []
     for name in names:
         for variation in variations:

@@ -37,7 +37,7 @@ from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import weighted_quantile_loss
 from ..forecasting.panel import Float
 from .neural import QuantilePeer
-from .runs import Cost, commit, kept
+from .runs import Cost, commit, kept, require_known, require_part
 
 OURS = ("Titans", "Ridge", "SeasonalNaive")
 NEURAL = ("NHITS", "PatchTST")  # of neuralforecast, as `neural.py` says
@@ -102,10 +102,8 @@ def window_count(shortest: int, horizon: int) -> int:
 
 def make_task(name: str, folder: str | None = None, *, part: str = "test") -> Task:
     """A configuration by its name in GIFT-Eval."""
-    if name not in CONFIGURATIONS:
-        raise ValueError(f"configuration {name!r} is not among the {len(CONFIGURATIONS)}: {', '.join(CONFIGURATIONS)}.")
-    if part not in ("test", "validation"):
-        raise ValueError(f"part={part!r} must be 'test' or 'validation'.")
+    require_known("configuration", [name], CONFIGURATIONS)
+    require_part(part)
     source, step, term = name.split("/")
     known = {"ett1": "ettm1", "ett2": "ettm2", "jena_weather": "weather"}.get(source, source)
     y = load(known, folder)
@@ -158,8 +156,7 @@ def make_forecaster(model: str, task: Task, seed: int) -> PanelForecaster | Quan
         "SeasonalNaive": lambda: SeasonalNaive(task.horizon, freq=task.freq, season_length=task.season),
         **{name: partial(QuantilePeer, name, task.horizon, task.freq, None, LEVELS, seed) for name in NEURAL},
     }
-    if model not in makers:
-        raise ValueError(f"model {model!r} does not exist: there are {', '.join(makers)}.")
+    require_known("model", [model], makers)
     return makers[model]()
 
 
@@ -241,6 +238,9 @@ def run_gift_tasks(
 ) -> list[dict[str, Any]]:
     """Every run in a JSON file of its own; what is there already is read, not run again. Ridge and seasonal naive have
     nothing random and run once."""
+    require_known("configuration", names, CONFIGURATIONS)
+    require_known("model", models, (*OURS, *NEURAL))
+    require_part(part)
     results = []
     for name in names:
         for model in models:

@@ -33,7 +33,7 @@ from ..core.layers import RMSNorm, SwiGLU
 from ..core.memory import NeuralMemory
 from ..models.backbone import Backbone
 from ..models.config import LANGUAGE, VARIANTS, VOCABULARY, Variant, language_preset, preset
-from .runs import commit
+from .runs import commit, not_measured
 
 SIZES = ("170m", "340m")
 LENGTHS = (2048, 8192, 32_768)
@@ -422,19 +422,32 @@ def run_gpu(
     lengths: Sequence[int] = LENGTHS,
     say: Callable[[str], object] = print,
     keep: Callable[[dict[str, Any]], object] = lambda result: None,
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Agreement with the CPU, then models, then layers; `keep` gets the result after every part."""
+    """Agreement with the CPU, then models, then layers; `keep` gets the result after every part. earlier: a run whose
+    models of other sizes and lengths are kept."""
     device = needs_cuda()
     unknown = sorted(set(sizes) - set(LANGUAGE))
     require(not unknown, f"size={unknown} does not exist: there are {', '.join(LANGUAGE)}.")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    about = about_device(device)
+    models = not_measured(earlier, about, "models", lambda row: row["size"] in sizes and row["tokens"] in lengths)
+    result = {"commit": commit(), **about, "agreement": agreement_rows(device, say), "models": models}
+    keep(result)
+    result["models"] = [*models, *model_rows(device, sizes, lengths, say)]
+    keep(result)
+    result["layers"] = layer_rows(device, say=say)
+    return result
+
+
+def about_device(device: torch.device) -> dict[str, Any]:
+    """The device, the versions and the settings that the numbers are of."""
     properties = torch.cuda.get_device_properties(device)
     try:
         triton = version("triton")
     except PackageNotFoundError:
         triton = None
-    result: dict[str, Any] = {
-        "commit": commit(),
+    return {
         "device": properties.name,
         "multiprocessors": properties.multi_processor_count,
         "memory_mib": properties.total_memory // 2**20,
@@ -444,12 +457,6 @@ def run_gpu(
         "precision": "models under bfloat16 autocast with the memory's state in float32; layers in float32, TF32 off",
         "vocabulary": VOCABULARY,
     }
-    result["agreement"] = agreement_rows(device, say)
-    keep(result)
-    result["models"] = model_rows(device, sizes, lengths, say)
-    keep(result)
-    result["layers"] = layer_rows(device, say=say)
-    return result
 
 
 def line_of(row: dict[str, Any]) -> str:

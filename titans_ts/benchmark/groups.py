@@ -21,7 +21,7 @@ from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.training import TrainConfig
 from . import ltsf
 from .ltsf import Split, ridge, say_by, score_windows, seasonal_naive
-from .runs import Cost, commit, kept
+from .runs import Cost, commit, kept, require_known
 
 # horizon and context
 SETS = {"wind_farms": (24, 96), "los_speed": (12, 96), "etth1": (24, 96), "weather": (24, 144)}
@@ -38,8 +38,7 @@ BASELINES = {"ridge": ridge, "seasonal naive": seasonal_naive}
 
 def split_of(name: str, folder: str | None = None) -> Split:
     """A set without its test part, every column in units of its training rows."""
-    if name not in SETS:
-        raise ValueError(f"set {name!r} is not one of {', '.join(SETS)}.")
+    require_known("set", [name], SETS)
     if name in ltsf.SETS:
         return ltsf.split_set(name, folder, part="validation")
     values = load(name, folder)["y"].to_numpy(dtype=np.float64).reshape(describe(name).series, -1).T
@@ -51,6 +50,7 @@ def split_of(name: str, folder: str | None = None) -> Split:
 
 def run_groups(name: str, way: str, *, folder: str | None = None, seed: int = 0) -> dict[str, Any]:
     """One forecaster on one set: fitted once, every window scored over the first hours and the whole horizon."""
+    require_known("way", [way], (*WAYS, *BASELINES))
     torch.set_num_threads(1)
     split, (horizon, context), cost = split_of(name, folder), SETS[name], Cost()
     season, joined = describe(name).season_length, 0
@@ -88,6 +88,8 @@ def run_all_groups(
 ) -> list[dict[str, Any]]:
     """Every run in a JSON file of its own; what is there already is read, not run again. Only what is trained differs
     from seed to seed."""
+    require_known("set", names, SETS)
+    require_known("way", ways, (*WAYS, *BASELINES))
     results = []
     for name in names:
         for way in ways:

@@ -26,7 +26,7 @@ from ..core.attention import AttentionProjections
 from ..core.config import MemoryConfig, require
 from ..core.memory import NeuralMemory
 from .memory import Peak
-from .runs import commit, in_own_process
+from .runs import commit, in_own_process, not_measured
 
 LENGTHS = (1024, 4096, 16_384, 65_536, 262_144)
 SIDES = ("linear memory", "deep memory", "attention")
@@ -135,13 +135,16 @@ def run_length(
     lengths: Sequence[int] = LENGTHS,
     say: Callable[[str], object] = print,
     run: Callable[[Point], dict[str, float]] = apart,
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Every side and pass at every length, the short ones first.
+    """Every side and pass at every length, the short ones first. earlier: a run whose other lengths are kept.
 
     >>> run_length([], say=lambda line: None)["rows"]
     []
     """
-    rows: list[dict[str, Any]] = []
+    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "threads": 1}
+    about |= {"width": DIM, "heads": HEADS}
+    rows = not_measured(earlier, about, "rows", lambda row: row["tokens"] in lengths)
     for side in SIDES:
         for passes in PASSES:
             last: dict[str, Any] | None = None
@@ -152,15 +155,8 @@ def run_length(
                 last = {**row, **found}
                 rows.append(last)
                 say(line_of(last))
-    return {
-        "commit": commit(),
-        "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
-        "threads": 1,
-        "width": DIM,
-        "heads": HEADS,
-        "rows": rows,
-    }
+    rows.sort(key=lambda row: (SIDES.index(row["side"]), PASSES.index(row["passes"]), row["tokens"]))
+    return {"commit": commit(), **about, "rows": rows}
 
 
 def line_of(row: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ from ..forecasting.linear import apply_linear, fit_linear
 from ..forecasting.panel import Float, Int
 from ..forecasting.training import TrainConfig
 from .neural import fit_peer, say_peer
-from .runs import Cost, Score, commit, kept, panel_of
+from .runs import Cost, Score, commit, kept, panel_of, require_known, require_part
 
 SETS = ("etth1", "etth2", "ettm1", "ettm2", "weather")
 HORIZONS = (96, 192, 336, 720)
@@ -90,12 +90,12 @@ def rows_of(name: str, count: int) -> tuple[int, int, int]:
 
 def split_set(name: str, folder: str | None = None, *, part: str = "test") -> Split:
     """A set under the protocol; with `part="validation"` without a single test row."""
+    require_known("set", [name], SETS)
+    require_part(part)
     values = load(name, folder)["y"].to_numpy(dtype=np.float64).reshape(describe(name).series, -1).T
     train, validation, test = rows_of(name, len(values))
     if part == "validation":
         train, test = train - validation, validation
-    elif part != "test":
-        raise ValueError(f"part={part!r} must be 'test' or 'validation'.")
     known = values[:train]
     values = (values[: train + validation + test] - known.mean(0)) / known.std(0)
     return Split(values, train, validation)
@@ -207,8 +207,7 @@ def run_ltsf(
     part: str = "test",
 ) -> dict[str, Any]:
     """One model on one set: fitted once, scored at every horizon. `context=None` is the forecaster's own."""
-    if model not in FIT:
-        raise ValueError(f"model {model!r} does not exist: there are {', '.join(FIT)}.")
+    require_known("model", [model], FIT)
     torch.set_num_threads(1)
     split = split_set(name, folder, part=part)
     season, longest = describe(name).season_length, max(HORIZONS)
@@ -252,6 +251,9 @@ def run_ltsf_sets(
 
     Ridge has nothing random and runs once a context, seasonal naive once a set.
     """
+    require_known("set", sets, SETS)
+    require_known("model", models, FIT)
+    require_part(part)
     results = []
     for name in sets:
         for model in models:

@@ -11,7 +11,6 @@ B row, T time, D model, H head, K key.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,7 +28,7 @@ from ..core.ops.contract import Rule, Tokens
 from ..core.ops.exact_linear import exact_linear
 from ..core.state import MemoryState
 from ..forecasting.training import give_back
-from .runs import in_own_process
+from .runs import commit, in_own_process, machine, not_measured
 
 PEER = "titans-pytorch==0.5.5"
 EXPANSION = 4
@@ -277,20 +276,26 @@ def compare(case: Case, peer: bool) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def run_memory(cases: Sequence[Case] = CASES, say: Callable[[str], object] = print) -> dict[str, Any]:
-    """All cases, one after the other; without the peer only this side.
+def run_memory(
+    cases: Sequence[Case] = CASES, say: Callable[[str], object] = print, earlier: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """All cases, one after the other; without the peer only this side. earlier: a run whose other cases are kept.
 
     >>> run_memory([], say=lambda line: None)["rows"]
     []
     """
     peer = peer_version()
+    about = {"torch": torch.__version__, "peer": peer, "machine": machine(), "threads": 1}
+    names = [case.name for case in cases]
+    rows = not_measured(earlier, about, "rows", lambda row: row["name"] in names)
     if peer is None:
         say(f"titans-pytorch is not installed, so only this side is measured. To compare: pip install {PEER}")
-    rows = []
     for case in cases:
         rows.append(compare(case, peer is not None))
         say(line_of(rows[-1]))
-    return {"torch": torch.__version__, "peer": peer, "machine": platform.processor(), "threads": 1, "rows": rows}
+    order = [case.name for case in CASES]
+    rows.sort(key=lambda row: order.index(row["name"]) if row["name"] in order else len(order))
+    return {"commit": commit(), **about, "rows": rows}
 
 
 def line_of(row: dict[str, Any]) -> str:

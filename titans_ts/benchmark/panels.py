@@ -20,7 +20,7 @@ from ..forecasting.baselines import Ridge, SeasonalNaive
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.metrics import evaluate
 from .neural import QuantilePeer
-from .runs import Cost, commit, kept
+from .runs import Cost, commit, kept, require_known, require_part
 
 SETS = (
     *(f"{source}_{step}" for source in ("m1", "m3", "tourism") for step in ("yearly", "quarterly", "monthly")),
@@ -44,8 +44,7 @@ def split_panel(
     `part="validation"` leaves the last horizon unread and takes the one before it; series that would keep less than a
     horizon and two rows, or than `FEWEST` rows, are left out.
     """
-    if part not in ("test", "validation"):
-        raise ValueError(f"part={part!r} must be 'test' or 'validation'")
+    require_part(part)
     y, horizon = load(name, folder), int(describe(name).horizon or 1)
     if name in SAMPLED:
         ids = y["unique_id"].unique()
@@ -94,12 +93,12 @@ def forecast_peer(model: str, train: pd.DataFrame, horizon: int, season: int, fr
 
 def run_panel(name: str, model: str, *, folder: str | None = None, seed: int = 0, part: str = "test") -> dict[str, Any]:
     """One model on one set: MASE (mean over the series), CRPS, coverage of the 80 % interval, CPU seconds."""
+    require_known("set", [name], SETS)
+    require_known("model", [model], (*OURS, *PEERS, *NEURAL))
     card = describe(name)
     train, test = split_panel(name, folder, seed=seed, part=part)
     horizon, season = int(card.horizon or 1), card.season_length
     cost = Cost()
-    if model not in (*OURS, *PEERS, *NEURAL):
-        raise ValueError(f"model {model!r} does not exist: there are {', '.join((*OURS, *PEERS, *NEURAL))}.")
     if model not in PEERS:
         said = forecast_fitted(model, train, horizon, season, card.freq, seed)
     else:
@@ -137,6 +136,9 @@ def run_panels(
     part: str = "test",
 ) -> list[dict[str, Any]]:
     """Every model on every set, each in a JSON file of its own; what is there already is read, not run again."""
+    require_known("set", sets, SETS)
+    require_known("model", models, (*OURS, *PEERS, *NEURAL))
+    require_part(part)
     results = []
     for name in sets:
         for model in models:

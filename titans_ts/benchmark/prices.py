@@ -22,7 +22,7 @@ from ..forecasting.base import PanelForecaster
 from ..forecasting.baselines import Ridge, SeasonalNaive
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.panel import Float
-from .runs import commit
+from .runs import commit, require_part
 
 DAYS, HORIZON = 14, 24
 KNOWN = ("Exogenous1", "Exogenous2")
@@ -38,8 +38,7 @@ def split_days(y: pd.DataFrame, part: str = "test") -> tuple[pd.DataFrame, pd.Da
     >>> [len(part) // 24 for part in split_days(hours, "validation")]
     [12, 14]
     """
-    if part not in ("test", "validation"):
-        raise ValueError(f"part={part!r} must be 'test' or 'validation'")
+    require_part(part)
     left = y.groupby("unique_id").cumcount(ascending=False)
     behind = 0 if part == "test" else DAYS * HORIZON
     inside = (left >= behind) & (left < behind + DAYS * HORIZON)
@@ -100,6 +99,7 @@ def run_prices(
 
     params: of `TitansForecaster`, for experiments; the table of the documentation uses the defaults.
     """
+    require_part(part)
     torch.set_num_threads(1)
     past, later = split_days(load("power_prices", folder), part)
     makers: list[tuple[str, int | None, tuple[str, ...], PanelForecaster]] = [

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..forecasting.clock import CountClock
 from ..forecasting.panel import Float, Int, Panel
@@ -118,10 +120,77 @@ def commit() -> str | None:
     return asked.stdout.strip() or None
 
 
+def machine() -> str:
+    """What this runs on: the kind of processor, how many cores, and torch.
+
+    >>> machine().split(", ")[1].endswith("cores")
+    True
+    """
+    return f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def not_measured(
+    earlier: dict[str, Any] | None, about: dict[str, Any], part: str, measures: Callable[[dict[str, Any]], bool]
+) -> list[dict[str, Any]]:
+    """The rows `earlier[part]` of another run that this one does not measure, each with its commit; an error where they
+    cannot stand beside new ones, for they are not of what this run says `about` itself.
+
+    >>> old = {"commit": "4b1d", "torch": "2.9", "rows": [{"tokens": 1, "s": 3.0}, {"tokens": 2, "s": 6.0}]}
+    >>> not_measured(old, {"torch": "2.9"}, "rows", lambda row: row["tokens"] == 1)
+    [{'commit': '4b1d', 'tokens': 2, 's': 6.0}]
+    """
+    if earlier is None:
+        return []
+    left = [{"commit": earlier.get("commit"), **row} for row in earlier[part] if not measures(row)]
+    for name, value in about.items():
+        if left and earlier.get(name) != value:
+            raise ValueError(
+                f"the file holds {len(left)} rows that this run does not measure, of {name}={earlier.get(name)!r}, and "
+                f"here it is {value!r}: choose another --out, or measure all of them again."
+            )
+    return left
+
+
+def require_known(kind: str, asked: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `ValueError` unless all that was asked for exists.
+
+    >>> require_known("set", ["etth1", "moon"], ["etth1", "weather"])
+    Traceback (most recent call last):
+    ValueError: set 'moon' does not exist: there are 'etth1', 'weather'.
+    """
+    known = tuple(known)
+    for each in asked:
+        if each not in known:
+            raise ValueError(f"{kind} {each!r} does not exist: there are {', '.join(map(repr, known))}.")
+
+
+def require_part(part: str) -> None:
+    """Raise `ValueError` unless this is a part of a data set that can be scored.
+
+    >>> require_part("validation")
+    """
+    if part not in ("test", "validation"):
+        raise ValueError(f"part={part!r} must be 'test' or 'validation'.")
+
+
 def write_json(result: dict[str, Any], path: Path) -> None:
-    """One run as JSON."""
+    """One run as JSON: the whole file or none, whenever the program is stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The run that stands in the file, or the error that says what to do with one that is not whole."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no whole run ({error}): delete it, and it is measured again.") from error
+    return result
 
 
 def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -131,5 +200,4 @@ def kept(path: Path, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         began = time.monotonic()
         write_json(run(), path)
         print(f"{path.stem}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return result
+    return read_json(path)

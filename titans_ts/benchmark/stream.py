@@ -10,8 +10,6 @@ N series, T step.
 
 from __future__ import annotations
 
-import os
-import platform
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +25,7 @@ from ..forecasting.panel import Float, Int
 from ..forecasting.streaming import StreamingForecaster
 from ..forecasting.training import TrainConfig
 from ..models.config import BackboneConfig
-from .runs import commit
+from .runs import commit, machine
 from .stream_peers import PEERS, installed_version, prepared
 
 HORIZON, SEASON, STEPS = 24, 24, 600
@@ -250,7 +248,7 @@ def run_stream(series: int = 10_000, earlier: Sequence[dict[str, Any]] = ()) -> 
             case["of_bandwidth"] = round(case["fused"]["median_us"] / case["bandwidth_us"], 2)
     return {
         "benchmark": "stream",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "machine": machine(),
         "commit": commit(),
         "bandwidth_gb_s": round(speed / 1e9, 1),
         "cases": cases,

@@ -28,7 +28,7 @@ from ..forecasting.training import TrainConfig, give_back
 from . import ltsf
 from .memory import held_mib
 from .neural import fit_peer, import_peers, say_peer
-from .runs import Cost, Score, commit, in_own_process, write_json
+from .runs import Cost, Score, commit, in_own_process, read_json, require_known, require_part, write_json
 
 SET, HORIZON, CONTEXT, TARGET = "etth1", 96, 512, 0.375
 PEER = "PatchTST"
@@ -130,17 +130,14 @@ def run_train(
 ) -> dict[str, Any]:
     """Every rung of every ladder, one after the other; rungs that stand in the file `out` are not climbed again."""
     learners = learners or tuple(LADDERS)
-    unknown = [learner for learner in learners if learner not in LADDERS]
-    if unknown:
-        raise ValueError(f"learner {unknown[0]!r} does not exist: there are {', '.join(LADDERS)}.")
-    if part not in ("test", "validation"):
-        raise ValueError(f"part={part!r} must be 'test' or 'validation'.")
+    require_known("learner", learners, LADDERS)
+    require_part(part)
     if set(PEERS) & set(learners):
         import_peers(PEER)
     head = {"set": SET, "part": part, "horizon": HORIZON, "context": CONTEXT, "target": TARGET}
     rows: list[dict[str, Any]] = []
     if out is not None and out.exists():
-        found = json.loads(out.read_text(encoding="utf-8"))
+        found = read_json(out)
         if {name: found[name] for name in head} != head:
             raise ValueError(f"{out} holds another run ({found['set']}, {found['part']}): choose another --out.")
         rows = found["rows"]

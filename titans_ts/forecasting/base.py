@@ -25,8 +25,8 @@ from __future__ import annotations
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from numbers import Integral, Real
-from typing import Any, NoReturn, Self
+from numbers import Integral
+from typing import Any, NoReturn, Self, SupportsFloat
 
 import numpy as np
 from sklearn.base import BaseEstimator, clone
@@ -348,7 +348,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         known, layout = self._histories(y)
         rows = _rows_of(known, ids)
         forecast = self._forecast(known.state, rows)
-        ahead = self._read_ahead(future, known, rows, steps)
+        ahead = self._read_ahead(future, known, rows, steps, by="simulate")
         if ahead is not None:  # drawn over the whole horizon, so that shorter paths are the beginnings of longer ones
             ahead = np.pad(ahead, ((0, 0), (0, self.horizon - steps), (0, 0)), mode="edge")
         forecast = self._with_effect(forecast, known.state, rows, ahead)
@@ -394,7 +394,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             [known.ids[row] for row in rows],
             (before, recent),
             (after, forecast),
-            _listed(level),
+            _listed(level, "level"),
             labels=(self.time_col, self.target_col, type(self).__name__),
             ax=ax,
         )
@@ -461,17 +461,20 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             schema=self._schema(fitted=clock is not None),
         )
 
-    def _read_ahead(self, future: Any, known: Known, rows: Int, steps: int) -> Float | None:
-        """The known covariates and the calendar of the steps to forecast, `[N, F, K]`; None without any."""
+    def _read_ahead(self, future: Any, known: Known, rows: Int, steps: int, by: str = "predict") -> Float | None:
+        """The known covariates and the calendar of the steps to forecast, `[N, F, K]`; None without any. by: the method
+        that was called."""
         schema = self._schema(fitted=True)
-        given = self._read_future(future, schema, known, rows, steps)
+        given = self._read_future(future, schema, known, rows, steps, by)
         if schema is None or not schema.calendar:
             return given
         times = future_times(known.clock, known.ends[rows], known.phases[rows], steps)
         dates = calendar.columns(times, schema.calendar).reshape(len(rows), steps, -1)
         return dates if given is None else np.concatenate([given, dates], axis=2)
 
-    def _read_future(self, future: Any, schema: Schema | None, known: Known, rows: Int, steps: int) -> Float | None:
+    def _read_future(
+        self, future: Any, schema: Schema | None, known: Known, rows: Int, steps: int, by: str
+    ) -> Float | None:
         """The known covariates in `future=`; None without such covariates."""
         if schema is None or not schema.known:
             if future is not None:
@@ -482,8 +485,8 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             return None
         if future is None:
             raise ValueError(
-                f"predict() needs future=: the known covariates {shorten(schema.known)} of the next {steps} steps. "
-                f"Fix: frame = forecaster.make_future_frame({steps}), fill in these columns, predict(future=frame)."
+                f"{by}() needs future=: the known covariates {shorten(schema.known)} of the next {steps} steps. "
+                f"Fix: frame = forecaster.make_future_frame({steps}), fill in these columns, {by}(future=frame)."
             )
         return read_future(
             future,
@@ -540,10 +543,10 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
         self, forecast: Forecast, quantiles: Iterable[float] | None, level: float | Iterable[float] | None
     ) -> dict[str, Float]:
         name = type(self).__name__
-        intervals = sorted(_listed(level))
+        intervals = sorted(_listed(level, "level"))
         wanted = {f"{name}-lo-{width:g}": interval_levels(width)[0] for width in reversed(intervals)}
         wanted |= {f"{name}-hi-{width:g}": interval_levels(width)[1] for width in intervals}
-        wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in _listed(quantiles)}
+        wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in _listed(quantiles, "quantiles")}
         columns = {name: forecast.point}
         if wanted:
             values = quantiles_at(forecast, list(wanted.values()))
@@ -666,6 +669,11 @@ def _whole(value: object, name: str, what: str = "steps") -> int:
     return int(value)
 
 
-def _listed(level: float | Iterable[float] | None) -> list[float]:
-    given: Any = () if level is None else level
-    return [float(given)] if isinstance(given, Real) else [float(one) for one in given]
+def _listed(given: Any, name: str) -> list[float]:
+    if given is None:
+        return []
+    numbers = list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
+    if not all(isinstance(one, SupportsFloat) for one in numbers):
+        example = "80 or (80, 95)" if name == "level" else "0.9 or (0.1, 0.9)"
+        raise ValueError(f"{name}={given!r} must be a number or several of them, such as {example}")
+    return [float(one) for one in numbers]

@@ -55,7 +55,7 @@ def learn_models(
     begun: Sequence[TimeSeriesModel],
     device: torch.device,
     *,
-    time_limit: float | None,
+    time_limit: float,
     verbose: int,
 ) -> list[tuple[TimeSeriesModel, Fitted]]:
     """A model for every seed, trained on the rows before `ends` to correct the linear path (None: to forecast alone),

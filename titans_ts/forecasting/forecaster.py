@@ -6,6 +6,7 @@ N series, L context, F future step, Q quantile.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,9 @@ class TitansForecaster(PanelForecaster):
     adapt: whether `update` lets the neural memories and the widths of intervals learn; False freezes them as `fit` left
         them, for comparison, while window, scale and fading memories move on.
     warm_start: `fit` again goes on from the present weights where they fit the data.
-    time_limit: seconds after which `fit` stops learning and keeps the best weights so far.
+    time_limit: seconds after which the optimiser stops and the best weights so far are kept; None: no limit. They are
+        counted from when `fit` has read the data, so that the closed forms before the optimiser use some of them; it
+        takes one step at least, and the closed forms after it come on top.
     known_covariates, past_covariates, static_covariates: columns of the long frame that help to forecast: known ahead
         (holidays, prices, forecasts of the weather; `predict` then needs `future=`), known up to the present, and one
         value a series. New rows bring all of them. Text, bool, category and object columns are categories, all others
@@ -325,6 +328,7 @@ class TitansForecaster(PanelForecaster):
 
     def _learn(self, panel: Panel) -> None:
         self._check_choices()
+        until = math.inf if self.time_limit is None else time.monotonic() + self.time_limit
         self.levels_ = check_levels(self.quantiles)
         context, patch = self._sizes(panel)
         raw = self._long_enough(panel, patch)
@@ -339,7 +343,7 @@ class TitansForecaster(PanelForecaster):
         path = self._path(panel, context, seed, train_ends=ends, **(ways if settings.linear else {}))
         give_back()
         seeds = (int(random.randint(2**31)) if place else seed for place in range(self.ensemble))
-        learnt = self._models(panel, path, ends, patch, settings, seeds)
+        learnt = self._models(panel, path, ends, patch, settings, seeds, until)
         fading = fit_fading(panel, self.horizon, self.season_length_, ends)
         if covariates is not None and beside is not None:
             covariates = with_map(covariates, path, panel, beside, ends, self.season_length_)
@@ -384,6 +388,12 @@ class TitansForecaster(PanelForecaster):
         require(
             isinstance(count, int | np.integer) and not isinstance(count, bool) and count >= 1,
             f"ensemble={count!r} must be a whole number of models, 1 or more.",
+        )
+        limit: Any = self.time_limit
+        number = isinstance(limit, int | float | np.integer | np.floating) and not isinstance(limit, bool)
+        require(
+            limit is None or (number and bool(limit >= 0)),
+            f"time_limit={limit!r} must be a number of seconds, 0 or more, or None.",
         )
 
     def _cleared(
@@ -435,9 +445,17 @@ class TitansForecaster(PanelForecaster):
         return replace(whole, losses=path.losses)
 
     def _models(
-        self, panel: Panel, path: LinearPath, ends: Int, patch: int, settings: TrainConfig, seeds: Iterable[int]
+        self,
+        panel: Panel,
+        path: LinearPath,
+        ends: Int,
+        patch: int,
+        settings: TrainConfig,
+        seeds: Iterable[int],
+        until: float,
     ) -> list[tuple[TimeSeriesModel, Fitted]]:
-        """The trained models, one a seed, and what training found of each."""
+        """The trained models, one a seed, and what training found of each. until: when learning stops, by
+        `time.monotonic`."""
         config = TimeSeriesConfig(
             horizon=int(self.horizon),
             context=path.context_length,
@@ -455,7 +473,7 @@ class TitansForecaster(PanelForecaster):
             seeds,
             [self.model_, *(voice.model for voice in self.voices_)] if again else [],
             self._device(),
-            time_limit=None if self.time_limit is None else self.time_limit / self.ensemble,
+            time_limit=(until - time.monotonic()) / self.ensemble,
             verbose=self.verbose,
         )
 

@@ -290,13 +290,14 @@ def train(
     config: TrainConfig,
     *,
     seed: int,
-    time_limit: float | None = None,
+    time_limit: float = math.inf,
     verbose: int = 0,
 ) -> Fitted:
     """Fit the model in place on the rows before `train_ends` (a step of each series) and keep what validation confirms.
 
     With a linear path the model learns the linear path's errors; its correction then enters with the weight that suits
-    the validation rows best. Nothing behind `rows.ends` is seen.
+    the validation rows best. Nothing behind `rows.ends` is seen. time_limit: seconds after which it stops, behind
+    one step at least.
     """
     started = time.monotonic()
     shape = model.config
@@ -304,7 +305,13 @@ def train(
     before = rows._replace(ends=rows.starts + train_ends)
     last = (train_ends - shape.horizon).clamp(min=0)  # behind it no origin has a whole target
     usable = (last >= shape.patch).nonzero().squeeze(1)
-    if not len(usable) or not config.steps:
+    if not config.steps:
+        return Fitted(0.0, [], None)
+    # The window of a single value has no scale, and so no gradient: beside a linear path such a model says nothing.
+    least = shape.patch if linear is None else max(shape.patch, 2)
+    if not (last >= least).any():
+        if verbose:
+            print(f"no step: no series has {least + shape.horizon} rows to train on", file=sys.stderr)
         return Fitted(0.0, [], None)
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
@@ -350,7 +357,7 @@ def train(
         optimizer.step(peak * rate)
         move_average(average, model, min(config.average, step / (step + 10)))
 
-        out_of_time = time_limit is not None and time.monotonic() - started > time_limit
+        out_of_time = time.monotonic() - started > time_limit
         if step % every == 0 or step == config.steps or out_of_time:
             if checks:
                 said = validation_batches(average, linear, rows, checks, length)
