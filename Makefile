@@ -11,7 +11,8 @@ demo: .venv-demo/.installed
 
 test: lint
 	OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -q -n 2
-	NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -q -n 2 tests/laws tests/golden -k numba
+	NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 .venv-test/bin/python -m pytest -q -n 2 --dist loadfile -k "numba or interpreted" \
+		tests/laws tests/golden tests/models/test_fused.py $(addprefix tests/forecasting/test_,fading.py widths.py streaming.py)
 	$(MAKE) --no-print-directory check-wheel
 
 test-long: .venv-test/.installed

@@ -524,7 +524,8 @@ def tables(
     documents: Annotated[list[Path], typer.Argument(help="Markdown files with `<!-- table NAME -->` places.")],
     results: Annotated[Path, typer.Option(help="Folder with the JSON of the runs.")] = Path("tests/results"),
 ) -> None:
-    """Write the tables of Markdown files anew from the JSON of the runs."""
+    """Write the tables of Markdown files anew from the JSON of the runs: errors, costs, and in how many configurations
+    intervals cover what they say (`<!-- table coverage -->`)."""
     from .benchmark.tables import render
 
     for document in documents:

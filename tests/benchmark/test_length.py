@@ -17,6 +17,8 @@ from titans_ts.benchmark.length import LENGTHS, PASSES, SIDES, Point, draw_lengt
 from titans_ts.benchmark.runs import commit
 from titans_ts.benchmark.tables import render
 from titans_ts.cli import app
+from titans_ts.core.ops import numba_dual
+from titans_ts.core.ops.chunked import WORTH
 
 MEMORIES = [side for side in SIDES if side != "attention"]
 
@@ -73,6 +75,32 @@ def test_the_time_of_a_memory_grows_with_the_length(side, monkeypatch):
     monkeypatch.setattr(length, "FRESH_SECONDS", 0.3)
     short, long = (measure(Point(side=side, passes="both", tokens=tokens))["seconds"] for tokens in (1024, 8192))
     assert long < 3 * 8 * short  # quadratic growth would be 64 times
+
+
+@pytest.mark.parametrize("passes", PASSES)
+def test_every_kernel_of_a_measured_call_has_been_called_before(passes, monkeypatch):
+    """Its first call compiles it, or loads what was compiled."""
+    called, before, shared = [], [], numba_dual.shared
+
+    class Begun(length.Peak):
+        def __init__(self):
+            super().__init__()
+            before.extend(called)
+            called.clear()
+
+    def noted(kernel, rows, *arguments):
+        called.append(kernel)
+        shared(kernel, rows, *arguments)
+
+    monkeypatch.setattr(length, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(length, "Peak", Begun)
+    monkeypatch.setattr(numba_dual, "shared", noted)
+    for tokens in (WORTH // length.DIM, 1024):
+        called.clear()
+        before.clear()
+        measure(Point(side="deep memory", passes=passes, tokens=tokens))
+        assert set(called) == set(before)
+        assert len(set(called)) == (2 if passes == "both" else 1)
 
 
 def costing(seconds_a_token: float, mib_a_token: float = 0.0) -> Any:

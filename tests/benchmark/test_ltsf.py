@@ -99,6 +99,15 @@ def test_a_shorter_horizon_is_the_beginning_of_the_forecast(toy):
     assert all(scores[str(h)]["mse"] == scores[str(h)]["mae"] == 0.0 for h in HORIZONS)
 
 
+def test_a_run_says_what_weight_the_correction_has(toy, monkeypatch):
+    fitted, fit = [], ltsf.titans
+    monkeypatch.setattr(ltsf, "TrainConfig", lambda **fields: ltsf_train(steps=2, checks=1, **fields))
+    monkeypatch.setitem(ltsf.FIT, "Titans", lambda *given: fitted.append(fit(*given)) or fitted[-1])
+    monkeypatch.setattr(ltsf, "score_stream", lambda forecaster, *_: {})
+    assert run("Titans")["correction"] == round(fitted[0].forecaster.correction_, 4)
+    assert "correction" not in run("Ridge")
+
+
 @pytest.mark.parametrize("model", ["Ridge", "SeasonalNaive", "Titans"])
 def test_no_test_row_reaches_a_forecast(model, toy, monkeypatch):
     said = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,21 +16,28 @@ from titans_ts.cli import app
 SAME = [case for case in CASES if case.same]
 
 
-@pytest.mark.parametrize("case", SAME, ids=lambda case: case.name)
-def test_both_sides_compute_the_same(case):
+SMALL = [replace(case, rows=min(case.rows, 2), tokens=100, dim=16, refresh=32) for case in SAME]
+WIDE = Case(name="width 64, compiled kernels", heads=4, rows=2, tokens=256)
+
+
+@pytest.mark.parametrize("case", [*SMALL, WIDE], ids=lambda case: case.name)
+def test_both_sides_compute_the_same_with_the_same_gradients(case):
     pytest.importorskip("titans_pytorch")
-    case = Case(
-        name=case.name, depth=case.depth, heads=case.heads, rows=min(case.rows, 2), tokens=100, dim=16, refresh=32
-    )
     theirs = peer_module(case).double()
     ours = SameMemory(case).double()
     ours.copy(theirs)
     x = torch.randn(case.rows, case.tokens, case.dim, dtype=torch.float64, requires_grad=True)
+    mine, peers = zip(*ours.counterparts(theirs), strict=True)
+    assert set(mine) == set(ours.parameters())
     results = []
-    for y in (ours(x), theirs(x)[0]):
+    for y, parameters in ((ours(x), [[each] for each in mine]), (theirs(x)[0], peers)):
         weight = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
-        results.append((y, torch.autograd.grad((y * weight).sum(), x)[0]))
+        gradients = iter(
+            torch.autograd.grad((y * weight).sum(), [x, *(part for parts in parameters for part in parts)])
+        )
+        results.append([y, next(gradients), *(torch.cat([next(gradients) for _ in parts]) for parts in parameters)])
     for got, true in zip(*results, strict=True):
+        assert true.any()
         assert (got - true).abs().max() < 1e-9 * true.abs().max().clamp(min=1)
 
 

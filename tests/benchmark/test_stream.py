@@ -89,6 +89,10 @@ def test_the_cpu_time_of_a_call_leaves_waiting_out_and_takes_in_the_processes_it
 
     assert stream.measured(lambda i: time.sleep(0.002), 8)["cpu_us"] < 1500
     assert stream.measured(work, 4)["cpu_us"] > 5000
+    asked: list[int] = []
+    first = stream.measured(lambda i: (asked.append(i), None if i else work(i)), 4)  # as one that compiles
+    assert first["cpu_us"] < 500
+    assert asked == list(range(stream.WARM + 4))
 
 
 @pytest.mark.parametrize("peer", FORECASTERS, ids=lambda peer: f"{peer.package}, {peer.call}")

@@ -11,6 +11,7 @@ from titans_ts.forecasting.clock import CountClock
 from titans_ts.forecasting.fading import KEPT, NOTHING, Fading, fit_fading
 from titans_ts.forecasting.panel import Panel
 
+pytestmark = pytest.mark.interpreted
 SEASON, HORIZON = 4, 6
 
 

@@ -32,7 +32,10 @@ def fitted(**changes):
     return TitansForecaster(**(options | changes)).fit(PAST)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["linear", "deep"])
+LINEAR = pytest.param(1, id="linear", marks=pytest.mark.interpreted)  # a deep one trains for minutes without a compiler
+
+
+@pytest.fixture(scope="module", params=[LINEAR, pytest.param(2, id="deep")])
 def forecaster(request):
     made = fitted(depth=request.param)
     made.model_.double()

@@ -66,6 +66,7 @@ def naive_widths(forecaster, rows):
     return widths
 
 
+@pytest.mark.interpreted
 def test_widths_are_what_the_words_say(fitted):
     rows = (SEASON + 2 * NOISE)[PAST : PAST + 45]
     np.testing.assert_allclose(widths_of(moved(fitted, rows)).widths, naive_widths(fitted, rows), atol=1e-12)
@@ -101,6 +102,7 @@ def test_series_do_not_see_each_other(fitted):
     assert widths_of(alone).told.tolist()[:2] == [[HORIZON] * STANDING] * 2
 
 
+@pytest.mark.interpreted
 def test_a_stream_learns_the_same(fitted):
     rows = (SEASON + 2 * NOISE)[PAST : PAST + 45]
     rows[7, 1] = math.nan
@@ -169,6 +171,7 @@ def test_a_stranger_keeps_the_widths_of_fit(fitted):
     assert not widths_of(whole).widths.any()
 
 
+@pytest.mark.interpreted
 def test_what_stands_comes_due_where_nothing_is_learnt(fitted):
     rows = (SEASON + 2 * NOISE)[PAST : PAST + 30]
     learnt = moved(fitted, rows[:3])

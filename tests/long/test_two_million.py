@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from titans_ts.benchmark.memory import held_mib
+from titans_ts.benchmark.runs import commit
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.state import leaves
 from titans_ts.forecasting.training import give_back
@@ -82,6 +83,8 @@ def stream(size: str, variant: str) -> dict[str, Any]:
     seconds: list[list[float]] = [[] for _ in range(TENTHS)]
     finite = True
     with torch.no_grad():
+        with torch.random.fork_rng():
+            model(signal(0), state)  # what is compiled and loaded at the first call is no tenth's
         for start in range(0, TOKENS, PIECE):
             x = signal(start)
             began = time.process_time()
@@ -98,6 +101,8 @@ def stream(size: str, variant: str) -> dict[str, Any]:
     # The median piece: single pieces are disturbed by whatever else the machine does.
     micros = [median(pieces) / PIECE * 1e6 for pieces in seconds]
     return {
+        "commit": commit(),
+        "torch": torch.__version__,
         "tokens": TOKENS,
         "tokens at once": PIECE,
         "series": x.shape[0],
@@ -133,6 +138,7 @@ def record(name: str, result: dict[str, Any]) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what a process holds")
 @pytest.mark.parametrize("size", ["forecasting", "language"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_million_tokens_leave_state_process_and_speed_where_they_were(variant, size):
@@ -141,11 +147,12 @@ def test_two_million_tokens_leave_state_process_and_speed_where_they_were(varian
     assert result["finite"]
     state, outputs = result["largest state by tenth"], result["largest output by tenth"]
     assert max(state) < 100
-    assert state[-1] <= 2 * state[1]
-    assert outputs[-1] <= 2 * outputs[1]
+    assert max(state[1:]) <= 2 * state[1]
+    assert max(outputs[1:]) <= 2 * outputs[1]
     resident, micros = result["resident memory by tenth, MiB"], result["microseconds a position by tenth"]
-    assert not max(resident[1:]) - resident[0] > 2  # where the system does not tell, this is not a number
+    assert max(resident[1:]) - resident[0] <= 2
     assert abs(micros[-1] / micros[0] - 1) <= 0.1
+    assert max(micros) <= 1.5 * micros[0]
 
 
 if __name__ == "__main__":

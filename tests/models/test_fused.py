@@ -81,6 +81,7 @@ def assert_goes_on(model: TimeSeriesModel, steps: int = 50, relative: float = 0.
         assert_same(tuple(map(torch.from_numpy, other.forecast(ROWS, readout))), said, relative=relative)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("changes", MEMORIES, ids=str)
 def test_the_fused_model_is_the_model(changes):
     assert_goes_on(make(changes))
@@ -96,10 +97,12 @@ def test_patches_of_every_length_are_the_model_s(sizes):
     assert_goes_on(make({"depth": 2}, **sizes), steps=25)
 
 
+@pytest.mark.interpreted
 def test_without_adapting_the_memories_stand_still():
     assert_goes_on(make({"depth": 2}), steps=10, adapt=False)
 
 
+@pytest.mark.interpreted
 def test_a_large_level_costs_no_digits():
     model = make({"depth": 1}, torch.float32)
     values = 1e9 + torch.randn(4, 40, dtype=torch.float64)
@@ -112,6 +115,7 @@ def test_a_large_level_costs_no_digits():
         assert np.abs(got - true.numpy()).max() < 1e-4
 
 
+@pytest.mark.interpreted
 def test_series_may_come_in_any_order_and_at_any_pace():
     model, random = make({"depth": 2}), np.random.default_rng(1)
     together = FusedModel(model, begun(model))
@@ -130,6 +134,7 @@ def test_series_may_come_in_any_order_and_at_any_pace():
     assert np.array_equal(forecasts[0][1], alone.forecast(np.array([1]), plain_readout(model))[0][0])
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_series_alone_is_the_series_in_every_tile(dtype):
     model, random, count = make({"depth": 2}, dtype), np.random.default_rng(2), 2 * fused.TILE + 3
@@ -145,6 +150,7 @@ def test_a_series_alone_is_the_series_in_every_tile(dtype):
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in same)
 
 
+@pytest.mark.interpreted
 def test_several_tiles_at_once_are_the_model():
     model, count = make({"depth": 2}), 2 * fused.TILE + 3
     values = 100 + 10 * torch.randn(count, 30, dtype=torch.float64)
@@ -181,6 +187,7 @@ def test_neither_the_model_nor_the_state_it_began_with_is_changed():
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(after, before, strict=True))
 
 
+@pytest.mark.interpreted
 def test_threads_share_the_rows_and_change_nothing(monkeypatch):
     model = make({"depth": 2}, torch.float32)
     state, results = begun(model), []

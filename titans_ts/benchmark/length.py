@@ -25,6 +25,7 @@ from torch.nn import functional
 from ..core.attention import AttentionProjections
 from ..core.config import MemoryConfig, require
 from ..core.memory import NeuralMemory
+from ..core.ops.chunked import WORTH
 from .memory import Peak
 from .runs import commit, in_own_process, not_measured
 
@@ -34,6 +35,7 @@ PASSES = ("forward", "both")
 DIM, HEADS = 64, 4
 SECONDS, MIB = 60.0, 8192.0  # a point that would take more, judged by the one before and by what it grows with, is left
 FRESH_SECONDS = 1.0  # of CPU time that the calls of one point take at least
+FIRST = 256  # tokens of the call that is not measured, more where only more of them are computed by compiled kernels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +98,8 @@ def measure(point: Point) -> dict[str, float]:
             if point.passes == "both":
                 y.square().mean().backward()
 
-    run(torch.randn(1, 256, point.dim))  # what the libraries load at their first call is not the layer's
+    # What is compiled and loaded at the first call of an op is not the layer's: the same op comes first.
+    run(torch.randn(1, min(point.tokens, max(FIRST, -(-WORTH // point.dim))), point.dim))
     x = torch.randn(1, point.tokens, point.dim)
     peak, taken = Peak(), list[float]()
     while not taken or sum(taken) < FRESH_SECONDS:

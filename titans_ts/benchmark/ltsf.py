@@ -231,6 +231,7 @@ def run_ltsf(
         "windows": {str(h): len(split.values) - split.begin - h + 1 for h in HORIZONS},
         "scores": {str(h): score.result() for h, score in scores.items()},
         **{way: {str(h): score.result() for h, score in each.items()} for way, each in followed.items()},
+        **({} if own is None else {"correction": round(own.correction_, 4)}),  # the weight that the backbone has
         "fit_cpu_s": fit_cpu_s,
         "score_cpu_s": score_cpu_s,
         "peak_rss_mb": cost.peak_rss_mb(),

@@ -98,21 +98,32 @@ class SameMemory(nn.Module):
         shapes = layer_shapes(dim // heads, case.depth, EXPANSION)
         self.initial = nn.ParameterList(nn.init.xavier_uniform_(torch.empty(heads, *shape)) for shape in shapes)
 
+    def counterparts(self, peer: Any) -> list[tuple[Tensor, list[Tensor]]]:
+        """Every parameter, and those of the peer's module that it is, one behind the other."""
+        gates = [getattr(peer, name)[0] for name in ("to_adaptive_step", "to_momentum", "to_decay_factor")]
+        pairs = [
+            (self.read_norm.weight, [peer.retrieve_norm.weight]),
+            (self.write_norm.weight, [peer.store_norm.weight]),
+            (self.queries.weight, [peer.to_queries.weight]),
+            (self.keys.weight, [peer.to_keys.weight]),
+            (self.values.weight, [peer.to_values.weight]),
+            (self.gates.weight, [gate.weight for gate in gates]),
+            (self.gates.bias, [gate.bias for gate in gates]),
+        ]
+        if self.gate is not None and self.combine is not None:
+            pairs += [
+                (self.gate.weight, [peer.retrieve_gate[0].weight]),
+                (self.combine.weight, [peer.combine_heads.weight]),
+            ]
+        return pairs + [
+            (mine, [theirs]) for mine, theirs in zip(self.initial, peer.memory_model_parameters, strict=True)
+        ]
+
     def copy(self, peer: Any) -> None:
         """Take the parameters of the peer's module."""
         with torch.no_grad():
-            self.read_norm.weight.copy_(peer.retrieve_norm.weight)
-            self.write_norm.weight.copy_(peer.store_norm.weight)
-            for mine, theirs in ((self.queries, "to_queries"), (self.keys, "to_keys"), (self.values, "to_values")):
-                mine.weight.copy_(getattr(peer, theirs).weight)
-            parts = [getattr(peer, name)[0] for name in ("to_adaptive_step", "to_momentum", "to_decay_factor")]
-            self.gates.weight.copy_(torch.cat([part.weight for part in parts]))
-            self.gates.bias.copy_(torch.cat([part.bias for part in parts]))
-            if self.gate is not None and self.combine is not None:
-                self.gate.weight.copy_(peer.retrieve_gate[0].weight)
-                self.combine.weight.copy_(peer.combine_heads.weight)
-            for mine, theirs in zip(self.initial, peer.memory_model_parameters, strict=True):
-                mine.copy_(theirs)
+            for mine, theirs in self.counterparts(peer):
+                mine.copy_(torch.cat(theirs))
 
     def forward(self, x: Tensor) -> Tensor:
         """What was read after every write, [B, T, D]."""

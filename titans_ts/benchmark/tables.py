@@ -20,6 +20,8 @@ from . import train as training
 from .panels import NEURAL, OURS, PEERS, SETS
 from .prices import prices_table
 
+HONEST = (0.77, 0.83)  # what 80 % intervals may cover
+ENOUGH = 1000  # scored values, to tell what intervals cover
 PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -335,6 +337,46 @@ def gift_means(folder: Path, theirs: tuple[str, ...] = gift_eval.PUBLISHED) -> s
     return markdown(["model", "MASE relative", "CRPS relative"], lines)
 
 
+def coverage(folder: Path) -> str:
+    """How many configurations have 80 % intervals of Titans whose coverage is `HONEST`, by the JSON of the runs (the
+    mean over the seeds): as they go on learning, frozen, and over windows; and totals.
+
+    A configuration of the long horizons is a set and a horizon, its stream the one of the table `ltsf`. A panel is
+    forecast once: it has nothing to learn from, and counts the same both ways.
+    """
+    many, few = f"{ENOUGH:,} values and more", "fewer values"
+    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+
+    def add(kind: str, name: str, **covered: float) -> None:
+        found.setdefault(kind, {}).setdefault(name, []).append(covered)
+
+    for run in read_runs(folder / "ltsf", "ltsf-*-Titans-test-*.json"):
+        for h in run.get("learning", ()):
+            ways = {"learning": "learning", "frozen": "frozen", "windows": "scores"}
+            said = {way: run[part][h]["coverage-80"] for way, part in ways.items()}
+            add(f"long horizons, context {run['context']}", f"{run['set']} {h}", **said)
+    for run in read_runs(folder / "gift", "gift-*-Titans-test-*.json"):
+        kind, twin = f"GIFT-Eval, {many if run['values'] >= ENOUGH else few}", run.get("frozen", run)
+        add(kind, run["configuration"], learning=run["coverage-80"], frozen=twin["coverage-80"])
+    for run in read_runs(folder / "panels", "panels-*-Titans-0.json"):
+        kind, covered = f"panels, {many if run['values'] >= ENOUGH else few}", run["coverage-80"]
+        add(kind, run["set"], learning=covered, frozen=covered)
+
+    def row(title: str, kinds: list[str], ways: tuple[str, ...] = ("learning", "frozen")) -> list[str]:
+        each = [runs for kind in kinds for runs in found.get(kind, {}).values()]
+        inside = [str(sum(HONEST[0] <= mean(run[way] for run in runs) <= HONEST[1] for runs in each)) for way in ways]
+        return [title, str(len(each)), *inside, *[""] * (3 - len(ways))]
+
+    short, free = (f"long horizons, context {context}" for context in ("96", "free"))
+    sure, unsure = ([f"{kind}, {size}" for kind in ("GIFT-Eval", "panels")] for size in (many, few))
+    rows = [row(kind, [kind], ("learning", "frozen", "windows")) for kind in (short, free)]
+    rows += [row(kind, [kind]) for pair in zip(sure, unsure, strict=True) for kind in pair]
+    rows.append(row(f"all with {many}, long horizons free", [free, *sure]))
+    rows.append(row("**all, long horizons free**", [free, *sure, *unsure]))
+    rows.append(row("all, long horizons with context 96", [short, *sure, *unsure]))
+    return markdown(["configurations", "how many", "in 77 to 83 %: learning", "frozen", "windows"], rows)
+
+
 def ablation(folder: Path) -> str:
     """What each part of the memory brings: MASE of the default, and of every variation relative to the default of the
     same seed, mean and spread over the seeds, and the time of its fits."""
@@ -548,6 +590,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "train": train,
     "gift": gift,
     "gift_beside": gift_beside,
+    "coverage": coverage,
     "ablation": ablation,
     "memories": memories,
     "recall": recall,

@@ -154,6 +154,7 @@ class TimeSeriesModel(nn.Module):
 
         values: float64, NaN where missing. lengths: real values of each row; what lies behind never happened.
         adapt: False lets windows, convolution and attention move on while the memories stand still.
+        Under `torch.compile` there are as many outputs as there could be; `counts` says which are real.
         """
         context, patch = self.config.context, self.config.patch
         time = values.shape[1]
@@ -161,7 +162,9 @@ class TimeSeriesModel(nn.Module):
         both = torch.cat([state.window, values], 1)
         started = state.position % patch
         counts = (started + arrived) // patch
-        most = int(counts.max()) if len(counts) else 0
+        most = (patch - 1 + time) // patch  # as many as there could be: no graph knows where the series stand
+        if not torch.compiler.is_compiling():
+            most = int(counts.max()) if len(counts) else 0
         ends = context - started[:, None] + patch * torch.arange(1, most + 1, device=values.device)
         levels, scales, patches = self.scaled_patches(both, ends, state)
         observed = ~patches.isnan()
