@@ -284,7 +284,7 @@ def ablation(
         list[str] | None,
         typer.Option(
             help="'default', 'mac', 'mag', 'mal', 'memory off', 'momentum off', 'forgetting off', 'memory depth 2', "
-            "'memory depth 3', repeatable; default: all."
+            "'memory depth 3', 'memory depth 2, chunk 8', repeatable; default: all."
         ),
     ] = None,
     path: Annotated[

@@ -785,6 +785,15 @@ def test_where_nothing_can_be_learnt_no_step_is_made_and_that_is_said(rows, seri
     np.testing.assert_array_equal(forecaster.predict(level=80), linear.predict(level=80))
 
 
+def test_two_rows_before_a_horizon_are_learnt_from():
+    y = np.random.default_rng(0).normal(size=(6, 4))
+    settings = TrainConfig(steps=6, validation=0)
+    forecaster = make(horizon=5, patch_length=1, context_length=4, intervals="head", train=settings).fit(y)
+    assert np.isfinite(forecaster.predict(level=80)).all()
+    other = make(horizon=5, patch_length=1, context_length=4, intervals="head", train=replace(settings, steps=1)).fit(y)
+    assert (forecaster.predict(level=80) != other.predict(level=80)).any()
+
+
 def test_the_shortest_series_that_can_be_learnt_from_is(capfd):
     y = np.random.default_rng(0).normal(size=4)
     make(horizon=1, patch_length=1, context_length=4, verbose=1).fit(y)

@@ -32,7 +32,7 @@ TOKENS = pytest.mark.parametrize("tokens", [16384, pytest.param(65536, marks=pyt
 
 def five_series(time: int, period: int) -> Tensor:
     centres = torch.randn(4, DIM)[torch.randint(4, (time,))]
-    periods = torch.tensor([24, 168, 2 * time // 15])  # a quarter of the run holds all of the longest
+    periods = torch.tensor([24, 168, 8766 * time / 65536])  # a quarter of the run holds all of the longest
     angle = torch.arange(time, dtype=torch.float64)[:, None] * 2 * math.pi / periods
     season = torch.cat([angle.sin(), angle.cos()], 1).float() @ torch.randn(6, DIM)
     return torch.stack(

@@ -12,6 +12,7 @@ what they read, and what forecasts are worth that know only the last contexts of
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,25 +112,34 @@ def run_ablation(
 def memories_of(forecaster: TitansForecaster, task: Task) -> dict[str, Any]:
     """What the memories of a fitted forecaster do on the histories of a task.
 
-    memories: of every block the median momentum, the median forgetting and the steps of the series after which half of
-    what was written is left, and the size of what is read relative to the block's input. reach: MASE of forecasts that
-    know so many contexts of the past, and all of it.
+    memories: of every block, over the last contexts before the first window, the median momentum, the median
+    forgetting and the steps of the series after which half of what was written is left, and the size of what is read
+    relative to the block's input. reach: MASE, at every fourth window, of forecasts that know so many contexts of the
+    past, and all of it.
     """
-    model, heard = forecaster.model_, []
+    model, heard = forecaster.model_, dict[NeuralMemory, list[Tensor]]()
 
     def hear(memory: NeuralMemory, given: tuple[Any, ...], result: tuple[Tensor, Any]) -> None:
-        _, eta, alpha = memory.gates(given[0]).unflatten(-1, (3, -1)).sigmoid().unbind(-2)
-        size = result[0].norm() / given[0].norm()
-        heard.append((eta.median().item(), alpha.median().item(), size.item()))
+        x, lengths = given[0], given[3]
+        real = torch.ones(x.shape[:2], dtype=torch.bool)
+        if lengths is not None:
+            real = torch.arange(x.shape[1]) < lengths[:, None]
+        _, eta, alpha = memory.gates(x).unflatten(-1, (3, -1)).sigmoid().unbind(-2)
+        sizes = (part.square().sum(-1) for part in (result[0], x))
+        heard.setdefault(memory, []).append(torch.stack([eta.mean(-1), alpha.mean(-1), *sizes], -1)[real])
 
     ends = [len(y) - task.scored for y in task.series]
-    memories = [part for part in model.modules() if isinstance(part, NeuralMemory)]
-    hooks = [memory.register_forward_hook(hear) for memory in memories]
     last = [max(0, end - PAST * model.config.context) for end in ends]
+    hooks = [part.register_forward_hook(hear) for part in model.modules() if isinstance(part, NeuralMemory)]
     forecaster.predict(y=frame_of(task, last, ends))
     for hook in hooks:
         hook.remove()
-    blocks = np.array(heard).reshape(-1, len(memories), 3).mean(0)
+    blocks = []
+    for parts in heard.values():
+        eta, alpha, read, given = torch.cat(parts).unbind(-1)
+        half_life = math.log(0.5) / math.log1p(-alpha.median().item()) * model.config.patch
+        block = {"momentum": eta.median().item(), "forgetting": alpha.median().item(), "half_life": half_life}
+        blocks.append({**block, "read": (read.sum() / given.sum()).sqrt().item()})
     reach = {}
     for contexts in (*REACHES, None):
         truths, quantiles, units = [], [], []
@@ -144,18 +154,8 @@ def memories_of(forecaster: TitansForecaster, task: Task) -> dict[str, Any]:
             units.append(np.repeat(season_errors(task, origins), task.horizon))
         scores = score_forecasts(np.concatenate(truths), np.concatenate(quantiles), np.concatenate(units))
         reach["all" if contexts is None else str(contexts)] = scores["mase"]
-    return {
-        "memories": [
-            {
-                "momentum": round(eta, 4),
-                "forgetting": round(alpha, 5),
-                "half_life": round(float(np.log(0.5) / np.log1p(-alpha)) * model.config.patch, 1),
-                "read": round(size, 6),
-            }
-            for eta, alpha, size in blocks.tolist()
-        ],
-        "reach": reach,
-    }
+    memories = [{name: float(f"{value:.4g}") for name, value in block.items()} for block in blocks]
+    return {"memories": memories, "reach": reach}
 
 
 def run_ablations(

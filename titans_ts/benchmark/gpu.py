@@ -433,6 +433,7 @@ def run_gpu(
     about = about_device(device)
     models = not_measured(earlier, about, "models", lambda row: row["size"] in sizes and row["tokens"] in lengths)
     result = {"commit": commit(), **about, "agreement": agreement_rows(device, say), "models": models}
+    result["layers"] = [] if earlier is None else earlier.get("layers", [])  # until they are measured again
     keep(result)
     result["models"] = [*models, *model_rows(device, sizes, lengths, say)]
     keep(result)

@@ -308,10 +308,11 @@ def train(
     if not config.steps:
         return Fitted(0.0, [], None)
     # The window of a single value has no scale, and so no gradient: beside a linear path such a model says nothing.
-    least = shape.patch if linear is None else max(shape.patch, 2)
-    if not (last >= least).any():
+    least = 1 if linear is None else 3  # rows, of which no forecast knows the last
+    if not (train_ends[usable] >= least).any():
         if verbose:
-            print(f"no step: no series has {least + shape.horizon} rows to train on", file=sys.stderr)
+            rows_wanted = max(shape.patch + shape.horizon, least)
+            print(f"no step: no series has {rows_wanted} rows to train on", file=sys.stderr)
         return Fitted(0.0, [], None)
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor(shape.quantiles, dtype=model.dtype, device=rows.values.device)
