@@ -10,7 +10,6 @@ B row, T time, D model.
 from __future__ import annotations
 
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,8 +25,8 @@ from ..core.attention import AttentionProjections
 from ..core.config import MemoryConfig, require
 from ..core.memory import NeuralMemory
 from ..core.ops.chunked import WORTH
-from .memory import Peak
-from .runs import commit, in_own_process, not_measured
+from .memory import Case, Peak, operations
+from .runs import commit, in_own_process, machine, not_measured
 
 LENGTHS = (1024, 4096, 16_384, 65_536, 262_144)
 SIDES = ("linear memory", "deep memory", "attention")
@@ -82,11 +81,26 @@ def layer(side: str, dim: int = DIM, heads: int = HEADS) -> Callable[[Tensor], T
     return lambda x: memory(x)[0]
 
 
+def useful_operations(point: Point) -> float:
+    """Floating point operations that a call cannot do without, projections not counted: of the memory those of
+    `memory.operations`, of attention the products of every query with what lies before it; backward is twice forward.
+
+    >>> useful_operations(Point(side="attention", passes="both", tokens=10, dim=8))
+    4800
+    """
+    if point.side == "attention":
+        one = 2 * point.tokens * point.dim
+    else:
+        depth = 1 if point.side == "linear memory" else 2
+        one = operations(Case(name=point.side, dim=point.dim, heads=point.heads, depth=depth))
+    return point.tokens * one * (3 if point.passes == "both" else 1)
+
+
 def measure(point: Point) -> dict[str, float]:
-    """CPU seconds and rise of the memory of one point, in this process.
+    """CPU seconds of one point, rise of the memory, and useful operations a nanosecond, in this process.
 
     >>> sorted(measure(Point(side="attention", passes="both", tokens=4, dim=8, heads=2)))
-    ['mib', 'seconds']
+    ['gflops', 'mib', 'seconds']
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -106,7 +120,8 @@ def measure(point: Point) -> dict[str, float]:
         before = time.process_time()
         run(x)
         taken.append(time.process_time() - before)
-    return {"seconds": min(taken), "mib": round(peak.rise(), 1)}
+    rate = useful_operations(point) / min(taken) / 1e9
+    return {"seconds": min(taken), "mib": round(peak.rise(), 1), "gflops": round(rate, 2)}
 
 
 def apart(point: Point) -> dict[str, float]:
@@ -145,7 +160,7 @@ def run_length(
     >>> run_length([], say=lambda line: None)["rows"]
     []
     """
-    about = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "threads": 1}
+    about = {"machine": machine(), "threads": 1}
     about |= {"width": DIM, "heads": HEADS}
     rows = not_measured(earlier, about, "rows", lambda row: row["tokens"] in lengths)
     for side in SIDES:

@@ -76,6 +76,8 @@ CASES = (
     Case(name="8 heads, 8 rows", heads=8, rows=8, tokens=128),
     Case(name="coarse 16, 4096 tokens", coarse=16, tokens=4096),
     Case(name="coarse 64, 4096 tokens", coarse=64, tokens=4096),
+    Case(name="width 128, coarse 16, 4096 tokens", coarse=16, tokens=4096, dim=128),
+    Case(name="width 128, coarse 64, 4096 tokens", coarse=64, tokens=4096, dim=128),
 )
 
 
@@ -226,7 +228,8 @@ class Peak:
 
 
 def measure(case: Case, side: str) -> dict[str, float]:
-    """CPU seconds and peak memory of one side, in this process; of ours also the GFLOP/s of a plain product."""
+    """CPU seconds and peak memory of one side, in this process; of ours also the GFLOP/s of a plain product of the
+    memory's width, and of that of one head."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = SameMemory(case) if side == "ours" else peer_module(case)
@@ -250,13 +253,21 @@ def measure(case: Case, side: str) -> dict[str, float]:
         found[f"{name}_mib"] = round(peak.rise(), 1)
         found[f"{name}_s"] = cpu_seconds(run)
     if side == "ours":
-        left = torch.randn(case.rows * case.chunk, case.dim)
-        right = torch.randn(case.dim, EXPANSION * case.dim)
-        out = torch.empty(left.shape[0], right.shape[1])
-        times = max(1, 100_000 // left.shape[0])
-        taken = cpu_seconds(lambda: [torch.mm(left, right, out=out) for _ in range(times)]) / times
-        found["product_gflops"] = 2 * left.numel() * right.shape[1] / taken / 1e9
+        found["product_gflops"] = product_gflops(case.rows * case.chunk, case.dim)
+        found["head_gflops"] = product_gflops(case.rows * case.chunk, case.dim // case.heads)
     return found
+
+
+def product_gflops(rows: int, dim: int) -> float:
+    """Operations a nanosecond of one product `[rows, dim] x [dim, EXPANSION * dim]`.
+
+    >>> product_gflops(64, 8) > 0
+    True
+    """
+    left, right = torch.randn(rows, dim), torch.randn(dim, EXPANSION * dim)
+    out, times = torch.empty(rows, right.shape[1]), max(1, 100_000 // rows)
+    taken = cpu_seconds(lambda: [torch.mm(left, right, out=out) for _ in range(times)]) / times
+    return 2 * left.numel() * right.shape[1] / taken / 1e9
 
 
 def peer_version() -> str | None:
@@ -268,17 +279,20 @@ def peer_version() -> str | None:
 
 
 def compare(case: Case, peer: bool) -> dict[str, Any]:
-    """One row: both sides, their ratios, and the share of a plain product's rate that ours reaches."""
+    """One row: both sides, their ratios, and the share of the rate of a plain product that ours reaches: of
+    one as wide as the memory, and of one as wide as a head."""
     module, what = "titans_ts.benchmark.memory", json.dumps(asdict(case))
     ours = in_own_process(module, what, "ours")
     theirs = in_own_process(module, what, "peer") if peer else {}
     tokens = case.rows * case.tokens
-    row: dict[str, Any] = {**asdict(case), "same": case.same, "product_gflops": ours.pop("product_gflops")}
+    row: dict[str, Any] = {**asdict(case), "same": case.same}
+    row |= {name: ours[name] for name in ("product_gflops", "head_gflops")}
     for name, passes in (("forward", 1), ("both", 3)):
         seconds, mib = ours[f"{name}_s"], ours[f"{name}_mib"]
         row[f"{name}_us"] = 1e6 * seconds / tokens
         row[f"{name}_mib"] = mib
-        row[f"{name}_rate"] = passes * operations(case) * tokens / seconds / 1e9 / row["product_gflops"]
+        rate = passes * operations(case) * tokens / seconds / 1e9
+        row[f"{name}_rate"], row[f"{name}_head_rate"] = rate / row["product_gflops"], rate / row["head_gflops"]
         if theirs:
             row[f"peer_{name}_us"] = 1e6 * theirs[f"{name}_s"] / tokens
             row[f"peer_{name}_mib"] = theirs[f"{name}_mib"]

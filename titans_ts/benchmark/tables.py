@@ -418,7 +418,8 @@ def memories(folder: Path) -> str:
 
 
 def memory(folder: Path) -> str:
-    """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate."""
+    """Speed of the memory: a row a case; time and memory of both sides, how often they are less, and the rate
+    against a product of the memory's width (of a head's width)."""
     head = ["case", "same function"]
     for title in ("forward", "forward + backward"):
         head += [f"{title}: us/token", "peer", "faster", "MiB", "peer", "share of a product's rate"]
@@ -427,7 +428,10 @@ def memory(folder: Path) -> str:
         row = [each["name"], "yes" if each["same"] else "no"]
         for name in ("forward", "both"):
             row += [f"{each[f'{name}_us']:.1f}", f"{each[f'peer_{name}_us']:.0f}", f"**{each[f'{name}_ratio']:.1f}x**"]
-            row += [f"{each[f'{name}_mib']:.0f}", f"{each[f'peer_{name}_mib']:.0f}", f"{each[f'{name}_rate']:.0%}"]
+            rate = f"{each[f'{name}_rate']:.0%}"
+            if each["heads"] > 1:
+                rate += f" ({each[f'{name}_head_rate']:.0%})"
+            row += [f"{each[f'{name}_mib']:.0f}", f"{each[f'peer_{name}_mib']:.0f}", rate]
         rows.append(row)
     return markdown(head, rows)
 
@@ -471,7 +475,8 @@ def place_of(run: dict[str, Any]) -> tuple[int, int]:
 
 
 def length(folder: Path) -> str:
-    """Time and memory against the length: a row a side and pass, a column a length; what was not measured is said."""
+    """Time, memory and useful operations a second against the length: a row a side and pass, a column a length; what
+    was not measured is said."""
     run = json.loads((folder / "length.json").read_text(encoding="utf-8"))
     lengths = sorted({row["tokens"] for row in run["rows"]})
     found = {(row["side"], row["passes"], row["tokens"]): row for row in run["rows"]}
@@ -479,7 +484,9 @@ def length(folder: Path) -> str:
     for side, passes in dict.fromkeys(key[:2] for key in found):
         points = [found[side, passes, tokens] for tokens in lengths]
         cells = [
-            "not measured" if "skipped" in each else f"{each['seconds']:.3g} s, {each['mib']:,.0f} MiB"
+            "not measured"
+            if "skipped" in each
+            else f"{each['seconds']:.3g} s, {each['mib']:,.0f} MiB, {each['gflops']:.0f} GFLOP/s"
             for each in points
         ]
         rows.append([side, {"both": "forward + backward"}.get(passes, passes), *cells])
