@@ -71,7 +71,10 @@ def test_the_kernels_are_the_reference_for_every_chunk(config, changes, runs):
     assert runs
 
 
-@pytest.mark.parametrize("config", [WIDE, replace(WIDE, dim=16, expansion=4, chunk=24)], ids=["24", "8"])
+SIZES = {"8": {"dim": 16, "expansion": 4, "chunk": 24}, "24": {}, "128": {"dim": 128, "heads": 1, "expansion": 4}}
+
+
+@pytest.mark.parametrize("config", [replace(WIDE, **sizes) for sizes in SIZES.values()], ids=[*SIZES])
 def test_the_kernels_are_the_reference_for_wide_heads_and_long_chunks(config, runs):
     assert_twins("chunked", *case(config, "all at once", 50), rule_of(config))
     assert runs

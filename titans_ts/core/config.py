@@ -43,7 +43,7 @@ class MemoryConfig:
         `weight_cap * sqrt(fan_out)`, `weight_cap` times that of a fresh layer: with the budget it makes the state
         bounded whatever comes in. A linear memory is capped at a thousand times that, which is for the worst only.
     op: which implementation runs; "auto" takes `exact_linear` where it is exact and `chunked` otherwise. On a CPU
-        `chunked` has kernels for memories of 2 layers and heads up to 64 wide, which compile for seconds at the first
+        `chunked` has kernels for memories of 2 layers and heads up to 128 wide, which compile for seconds at the first
         call that is large enough for them, and are kept on disk.
         "numba" streams token by token on the CPU, computes no gradients, and compiles when it is first called.
         "triton" is for CUDA devices and memories of 1 and 2 layers in float32, as large as fit on the chip: kernels

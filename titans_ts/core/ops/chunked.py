@@ -32,7 +32,7 @@ GatesOf = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], A
 SPAN = 4096  # tokens of all rows whose scalars are computed at once
 # What the compiled kernels of `numba_dual` are for: heads as wide as this at most, since wide products are fast as they
 # are, and so many numbers in the keys at least, since nobody is to wait for a compiler for the sake of a few tokens.
-WIDEST, WORTH = 64, 32768
+WIDEST, WORTH = 128, 32768
 
 
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
