@@ -10,6 +10,7 @@ import torch
 from laws.cases import CONFIGS, assert_same, make_memory, make_state, make_tokens, name_of
 from laws.test_twin import LAYOUTS, assert_twins, differentiable
 from numba import njit
+from numba.core.config import DISABLE_JIT
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -71,10 +72,13 @@ def test_the_kernels_are_the_reference_for_every_chunk(config, changes, runs):
     assert runs
 
 
-SIZES = {"8": {"dim": 16, "expansion": 4, "chunk": 24}, "24": {}, "128": {"dim": 128, "heads": 1, "expansion": 4}}
+WIDER = pytest.param(
+    replace(WIDE, dim=128, heads=1, expansion=4),
+    marks=pytest.mark.skipif(DISABLE_JIT, reason="takes minutes without the compiler"),
+)
 
 
-@pytest.mark.parametrize("config", [replace(WIDE, **sizes) for sizes in SIZES.values()], ids=[*SIZES])
+@pytest.mark.parametrize("config", [replace(WIDE, dim=16, expansion=4, chunk=24), WIDE, WIDER], ids=["8", "24", "128"])
 def test_the_kernels_are_the_reference_for_wide_heads_and_long_chunks(config, runs):
     assert_twins("chunked", *case(config, "all at once", 50), rule_of(config))
     assert runs
@@ -164,7 +168,7 @@ def test_other_settings_go_without_the_kernels(monkeypatch):
     assert not fits(cast(state, tokens, torch.float32)[0], tokens, rule)
     assert not fits(state, tokens, replace(rule, residual=True))
     assert not fits(state._replace(anchor=()), tokens, rule)
-    for other in (replace(config, depth=3), replace(config, dim=130), replace(config, expansion=65)):
+    for other in (replace(config, depth=3), replace(config, dim=258), replace(config, expansion=129)):
         assert not fits(*case(other, "whole", grad=False), rule)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert not fits(state, tokens, rule)
