@@ -146,9 +146,9 @@ def memories_of(forecaster: TitansForecaster, task: Task) -> dict[str, Any]:
         for window in range(0, task.windows, REACHED):
             origins = [end + window * task.horizon for end in ends]
             size = max(origins) if contexts is None else contexts * model.config.context
-            said = forecaster.predict(
-                quantiles=LEVELS, y=frame_of(task, [max(0, origin - size) for origin in origins], origins)
-            )
+            # From the beginning of a patch, so that as much of the last one has arrived as without the cut.
+            begins = [max(0, origin - size) // model.config.patch * model.config.patch for origin in origins]
+            said = forecaster.predict(quantiles=LEVELS, y=frame_of(task, begins, origins))
             quantiles.append(said.filter(like="-ql").to_numpy(dtype=np.float64))
             truths += [y[origin : origin + task.horizon] for y, origin in zip(task.series, origins, strict=True)]
             units.append(np.repeat(season_errors(task, origins), task.horizon))
