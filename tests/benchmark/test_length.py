@@ -107,6 +107,7 @@ def costing(seconds_a_token: float, mib_a_token: float = 0.0) -> Any:
     return lambda point: {
         "seconds": seconds_a_token * point.tokens ** (1 + (point.side == "attention")),
         "mib": mib_a_token * point.tokens,
+        "gflops": 1.0,
     }
 
 
