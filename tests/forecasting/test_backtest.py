@@ -286,3 +286,11 @@ def test_the_metrics_of_the_package_evaluate_it_as_it_is():
     names = {"id_col": "id", "target_col": "sales", "time_col": "day"}
     expected = mase(seen, ["SeasonalNaive"], 7, past, **names)["SeasonalNaive"].mean()
     np.testing.assert_allclose(table.loc["SeasonalNaive", "mase"], expected)
+
+
+def test_levels_that_are_none_are_found_before_anything_is_fitted(monkeypatch):
+    monkeypatch.setattr(SeasonalNaive, "_learn", lambda *_: pytest.fail("it was fitted"))
+    naive = MAKERS["naive"](**NAMES)
+    for wrong, words in (({"level": "80"}, "level='80' must be"), ({"level": 120}, "level=120.* between 0 and 100")):
+        with pytest.raises(ValueError, match=words):
+            naive.backtest(FRAME, 2, **wrong)

@@ -299,6 +299,7 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             horizon=int(self.horizon),
         )
         every = int(refit) if isinstance(refit, bool) else _whole(refit, "refit", "windows")
+        self._wanted(quantiles, level)  # what is wrong there is found before anything is fitted
         panel, layout, _ = self._read(y)
         panel = _weighted(self._joined(panel, y)[0], sample_weight)
         panel, work = windows.fitting(panel, skip=getattr(self, "on_bad", "raise") == "skip"), clone(self)
@@ -539,14 +540,19 @@ class PanelForecaster(BaseEstimator):  # type: ignore[misc, unused-ignore]
             )
         return steps
 
-    def _columns(
-        self, forecast: Forecast, quantiles: Iterable[float] | None, level: float | Iterable[float] | None
-    ) -> dict[str, Float]:
+    def _wanted(self, quantiles: Iterable[float] | None, level: float | Iterable[float] | None) -> dict[str, float]:
+        """The quantiles that are asked for, by the names of their columns."""
         name = type(self).__name__
         intervals = sorted(_listed(level, "level"))
         wanted = {f"{name}-lo-{width:g}": interval_levels(width)[0] for width in reversed(intervals)}
         wanted |= {f"{name}-hi-{width:g}": interval_levels(width)[1] for width in intervals}
         wanted |= {f"{name}-ql{quantile:g}": quantile for quantile in _listed(quantiles, "quantiles")}
+        return wanted
+
+    def _columns(
+        self, forecast: Forecast, quantiles: Iterable[float] | None, level: float | Iterable[float] | None
+    ) -> dict[str, Float]:
+        name, wanted = type(self).__name__, self._wanted(quantiles, level)
         columns = {name: forecast.point}
         if wanted:
             values = quantiles_at(forecast, list(wanted.values()))
