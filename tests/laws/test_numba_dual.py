@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from titans_ts.core.config import MemoryConfig
 from titans_ts.core.ops import numba_dual
 from titans_ts.core.ops.backends import OPS, rule_of
-from titans_ts.core.ops.chunked import fits
+from titans_ts.core.ops.chunked import ALONE, fits
 from titans_ts.core.ops.contract import Tokens
 from titans_ts.core.ops.numba_dual import Part, product
 from titans_ts.core.state import MemoryState, leaves, map_state
@@ -170,8 +170,10 @@ def test_other_settings_go_without_the_kernels(monkeypatch):
     assert not fits(state._replace(anchor=()), tokens, rule)
     for other in (replace(config, depth=3), replace(config, dim=258), replace(config, expansion=129)):
         assert not fits(*case(other, "whole", grad=False), rule)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    assert not fits(state, tokens, rule)
+    rows = state.weights[0].shape[:2].numel()
+    for threads, worth in ((ALONE * rows, True), (ALONE * rows + 1, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert fits(state, tokens, rule) is worth
 
 
 @njit

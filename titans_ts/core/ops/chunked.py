@@ -33,6 +33,7 @@ SPAN = 4096  # tokens of all rows whose scalars are computed at once
 # What the compiled kernels of `numba_dual` are for: heads as wide as this at most, since wide products are fast as they
 # are, and so many numbers in the keys at least, since nobody is to wait for a compiler for the sake of a few tokens.
 WIDEST, WORTH = 128, 32768
+ALONE = 4  # threads of torch that a thread of theirs is worth: two bring torch a quarter at most on such products
 
 
 def chunked(state: MemoryState, tokens: Tokens, rule: Rule) -> tuple[Tensor, MemoryState]:
@@ -74,7 +75,7 @@ def fits(state: MemoryState, tokens: Tokens, rule: Rule) -> bool:
         and keys.numel() >= WORTH
         and keys.shape[-1] <= WIDEST
         and state.weights[0].shape[-1] <= 4 * WIDEST
-        and keys.shape[0] * keys.shape[1] >= torch.get_num_threads()
+        and ALONE * keys.shape[0] * keys.shape[1] >= torch.get_num_threads()
     )
 
 
