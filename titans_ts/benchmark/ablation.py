@@ -6,8 +6,8 @@ one fit on everything before them, then window after window with `update` betwee
 request, all parts do ("whole"), where the shares that validation confirms decide how much of it is seen; and the whole
 without one of its parts.
 
-Of the default it is told besides what its memories do: how fast they learn and forget, how much of a block's output is
-what they read, and what forecasts are worth that know only the last contexts of every series.
+Of the default it is told besides what its memories do: how fast they learn and forget, how large what they read is
+beside what they are given, and what forecasts are worth that know only the last contexts of every series.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def memories_of(forecaster: TitansForecaster, task: Task) -> dict[str, Any]:
     """What the memories of a fitted forecaster do on the histories of a task.
 
     memories: of every block, over the last contexts before the first window, the median momentum, the median
-    forgetting and the steps of the series after which half of what was written is left, and the size of what is read
-    relative to the block's input. reach: MASE, at every fourth window, of forecasts that know so many contexts of the
-    past, and all of it.
+    forgetting and the steps of the series after which half of what was written is left, and the size of what the memory
+    says relative to what it is given, the block's input behind its norm. reach: MASE, at every fourth window, of
+    forecasts that know so many contexts of the past, and all of it.
     """
     model, heard = forecaster.model_, dict[NeuralMemory, list[Tensor]]()
 

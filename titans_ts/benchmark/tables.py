@@ -412,7 +412,7 @@ def memories(folder: Path) -> str:
             row.append(" / ".join(f"{block['half_life']:,.0f}" for block in blocks))
             row.append(" / ".join(f"{block['read']:.1%}" for block in blocks))
             rows.append([*row, *(f"{run['reach'][str(reach)]:.3f}" for reach in (*parts_of.REACHES, "all"))])
-    head = ["set", "momentum", "forgetting", "half of it forgotten after, steps", "read, of the block's input"]
+    head = ["set", "momentum", "forgetting", "half of it forgotten after, steps", "says, of its (normalised) input"]
     reaches = (f"{reach} context{'s' * (reach > 1)}" for reach in parts_of.REACHES)
     return markdown([*head, *(f"MASE with {reach}" for reach in reaches), "with all"], rows)
 
