@@ -164,7 +164,7 @@ class StreamingForecaster:
             values = self.transform.forward(values, self._fading[2][rows])
         standing, told, widths = self._widths
         if self._target is None:
-            told[rows] = np.minimum(told[rows] + 1, oldest(*standing.shape[2:0:-1]))
+            told[rows] = np.minimum(told[rows] + 1, oldest(standing.shape[2], standing.shape[1]))
         else:
             own, counts = self._fading[2], self.readout.seen
             count = waiting_rows(rows, told, standing.shape[2], counts, own, self._habits, self._waiting)
