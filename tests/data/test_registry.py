@@ -6,6 +6,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import io
 import logging
 import os
 import shutil
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import threading
 import tomllib
+import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pandas as pd
@@ -404,7 +407,100 @@ def test_a_download_of_wrong_bytes_is_refused_and_not_kept(places, know, server)
     with pytest.raises(ValueError, match="sends has another sha256") as caught:
         data.load("toy")
     assert TOY.sha256 in str(caught.value)
-    assert not [path for path in places["cache"].rglob("*") if path.is_file()]
+    assert hashlib.sha256(b"<html>moved</html>").hexdigest() in str(caught.value)
+    assert str(places["cache"]) in str(caught.value)
+    assert not everything_below(places["cache"])
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+TOY_TSF = dataclasses.replace(TOY, layout="tsf", file="toy.tsf", freq="QS", sha256=hashlib.sha256(TSF).hexdigest())
+CRLF = TSF.replace(b"\n", b"\r\n")
+
+
+def test_a_file_of_the_monash_archive_is_taken_out_of_its_zip(places, know, server, capfd):
+    address, folder = server
+    know(dataclasses.replace(TOY_TSF, url=f"{address}/toy.zip"))
+    (folder / "toy.zip").write_bytes(zipped({"readme.txt": b"read me", "toy.tsf": CRLF}))
+    first = data.load("toy")
+    assert first["unique_id"].tolist() == ["A", "A", "A", "B"]
+    assert everything_below(places["cache"]) == {places["cache"] / "toy.tsf"}
+    assert (places["cache"] / "toy.tsf").read_bytes() == CRLF
+    (folder / "toy.zip").unlink()
+    pd.testing.assert_frame_equal(data.load("toy"), first)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_compressed_file_is_unpacked(places, know, server, capfd):
+    address, folder = server
+    know(dataclasses.replace(TOY, url=f"{address}/other.csv.gz"))
+    (folder / "other.csv.gz").write_bytes(gzip.compress(CONTENT))
+    first = data.load("toy")
+    assert everything_below(places["cache"]) == {places["cache"] / "toy.csv"}
+    assert (places["cache"] / "toy.csv").read_bytes() == CONTENT
+    (folder / "other.csv.gz").unlink()
+    pd.testing.assert_frame_equal(data.load("toy"), first)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("ending", "sent"),
+    [
+        ("zip", zipped({"other.tsf": CRLF})),
+        ("zip", zipped({"folder/toy.tsf": CRLF})),
+        ("zip", zipped({"toy.tsf.old": CRLF})),
+        ("zip", zipped({"toy.tsf": CRLF})[:-30]),
+        ("zip", b"<html>moved</html>"),
+        ("tsf.gz", b"<html>moved</html>"),
+        ("tsf.gz", gzip.compress(CRLF)[:-20]),
+        ("tsf.gz", b"\x1f\x8b" + bytes(30)),
+    ],
+    ids=["other member", "deeper", "longer name", "cut zip", "no zip", "no gzip", "cut gzip", "broken gzip"],
+)
+def test_an_archive_without_the_file_is_refused_and_not_kept(ending, sent, places, know, server, capfd):
+    address, folder = server
+    know(dataclasses.replace(TOY_TSF, url=f"{address}/toy.{ending}"))
+    (folder / f"toy.{ending}").write_bytes(sent)
+    with pytest.raises(ValueError, match=rf"toy\.{ending} sends is not a whole archive with toy\.tsf in it") as caught:
+        data.load("toy")
+    assert TOY_TSF.sha256 in str(caught.value)
+    assert str(places["cache"]) in str(caught.value)
+    assert not everything_below(places["cache"])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("ending", ["zip", "tsf.gz"])
+def test_an_archive_of_wrong_bytes_is_refused_and_not_kept(ending, places, know, server):
+    address, folder = server
+    wrong = CRLF.replace(b"2.5", b"2.6")
+    know(dataclasses.replace(TOY_TSF, url=f"{address}/toy.{ending}"))
+    (folder / f"toy.{ending}").write_bytes(zipped({"toy.tsf": wrong}) if ending == "zip" else gzip.compress(wrong))
+    with pytest.raises(ValueError, match="sends has another sha256") as caught:
+        data.load("toy")
+    assert hashlib.sha256(wrong.replace(b"\r\n", b"\n")).hexdigest() in str(caught.value)
+    assert TOY_TSF.sha256 in str(caught.value)
+    assert not everything_below(places["cache"])
+
+
+def test_a_download_that_breaks_off_leaves_nothing(places, know, server, monkeypatch):
+    address, folder = server
+    know(dataclasses.replace(TOY, url=f"{address}/toy.csv"))
+    (folder / "toy.csv").write_bytes(CONTENT)
+
+    def fills_the_disk(self, url, output_file, pooch):
+        Path(output_file).write_bytes(CONTENT[:10])
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pooch.HTTPDownloader.__call__", fills_the_disk)
+    with pytest.raises(FileNotFoundError, match="no space left"):
+        data.load("toy")
+    assert not everything_below(places["cache"])
 
 
 def test_an_address_that_has_gone_is_answered_with_file_hash_and_folders(places, know, server):
@@ -427,6 +523,20 @@ def test_offline_is_answered_with_file_hash_and_folders(places, know, server):
     assert not [path for path in places["cache"].rglob("*") if path.is_file()]
 
 
-def test_only_the_sets_with_a_stable_address_name_one():
-    with_address = {name for name in data.names() if data.describe(name).url}
-    assert with_address == {"etth1", "etth2", "ettm1", "ettm2"}
+SHIPPED = {"co2", "elnino", "macrodata", "nile", "sunspots"}
+CARDS = [data.describe(name) for name in data.names()]
+
+
+def test_every_set_is_shipped_or_has_an_address_or_says_that_none_is_known():
+    without = {card.name: card.note for card in CARDS if card.url is None and card.name not in SHIPPED}
+    assert set(without) == {"aus_tourism", "car_parts", "wind_farms"}
+    assert all("no public address of these bytes is known" in note for note in without.values())
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.url], ids=lambda card: card.name)
+def test_an_address_is_https_and_names_the_file_of_its_card(card):
+    url = urlsplit(card.url)
+    assert url.scheme == "https"
+    assert not url.query
+    assert not {"main", "master", "HEAD"} & set(url.path.split("/"))  # what a branch holds changes
+    assert Path(url.path).name in (card.file, f"{card.file}.gz", f"{Path(card.file).stem}.zip")

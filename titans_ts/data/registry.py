@@ -10,7 +10,9 @@ import hashlib
 import io
 import logging
 import os
+import tempfile
 import tomllib
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -145,8 +147,7 @@ def _checked(card: Card, path: Path) -> bytes:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole gzip file ({error}): delete it, or replace it.") from error
-    if card.layout == "tsf":  # copies differ in their line ends
-        content = content.replace(b"\r\n", b"\n")
+    content = _with_plain_ends(card, content)
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != card.sha256:
         raise ValueError(
@@ -156,17 +157,45 @@ def _checked(card: Card, path: Path) -> bytes:
     return content
 
 
+def _with_plain_ends(card: Card, content: bytes) -> bytes:
+    """Copies of the Monash archive differ in their line ends."""
+    return content.replace(b"\r\n", b"\n") if card.layout == "tsf" else content
+
+
 def _download(card: Card, folder: str | os.PathLike[str] | None) -> Path:
+    """Downloads, unpacks and checks in a folder of its own, so that the cache gets whole and right files only."""
     if card.url is None:
         raise FileNotFoundError(_missing(card, folder, "no stable public address is known to download it from"))
+    target = _user_cache() / card.file
     try:
-        with _quiet(pooch.get_logger()):
-            path = pooch.retrieve(card.url, known_hash=f"sha256:{card.sha256}", fname=card.file, path=_user_cache())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="download-", dir=target.parent) as scratch:
+            path = _retrieve(card, card.url, scratch)
+            sha256 = hashlib.sha256(_with_plain_ends(card, path.read_bytes())).hexdigest()
+            if sha256 != card.sha256:
+                raise ValueError(_missing(card, folder, f"what {card.url} sends has another sha256: {sha256}"))
+            return path.replace(target)
+    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError) as error:
+        why = f"what {card.url} sends is not a whole archive with {card.file} in it ({error})"
+        raise ValueError(_missing(card, folder, why)) from error
     except OSError as error:  # of the network (requests raises these too) or of the disk
         raise FileNotFoundError(_missing(card, folder, f"downloading {card.url} failed ({error})")) from error
-    except ValueError as error:  # pooch has deleted what it had downloaded
-        raise ValueError(_missing(card, folder, f"what {card.url} sends has another sha256")) from error
-    return Path(path)
+
+
+def _retrieve(card: Card, url: str, folder: str) -> Path:
+    """Downloads and unpacks into `folder`. pooch is told no hash: that of an archive is not known, only the file's."""
+    unpack: pooch.Unzip | pooch.Decompress | None = None
+    if url.endswith(".zip"):
+        unpack = pooch.Unzip(members=[card.file], extract_dir=".")
+    elif url.endswith(".gz"):
+        unpack = pooch.Decompress(method="gzip", name=card.file)
+    path = Path(folder) / card.file
+    with _quiet(pooch.get_logger()):
+        came = f"{card.file}.packed" if unpack else card.file
+        pooch.retrieve(url, known_hash=None, fname=came, path=folder, processor=unpack)
+    if not path.is_file():
+        raise zipfile.BadZipFile(f"{card.file} is not in it")
+    return path
 
 
 def _missing(card: Card, folder: str | os.PathLike[str] | None, why: str) -> str:
