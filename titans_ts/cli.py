@@ -196,7 +196,9 @@ def ltsf(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
-    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA or download.")
+    ] = None,
 ) -> None:
     """ETT and Weather at horizons 96, 192, 336 and 720 under the long-horizon protocol, one model for all horizons."""
     from .benchmark.ltsf import OURS, SETS, ltsf_table, run_ltsf_sets
@@ -256,7 +258,9 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the fits.")] = 0,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
-    folder: Annotated[str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")
+    ] = None,
 ) -> None:
     """ETTh1, horizon 96: the CPU time and memory in which each learner reaches an MSE of 0.375, beside PatchTST."""
     from .benchmark.train import run_train, train_table
@@ -296,7 +300,9 @@ def ablation(
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0, 1 and 2.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; default: the forecaster's own.")] = None,
-    folder: Annotated[str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with the sets; default: $TITANS_TS_DATA or download.")
+    ] = None,
 ) -> None:
     """Wirings, memory, momentum, forgetting and depth, changed one at a time; no test row is read."""
     from .benchmark.ablation import SETS, USUAL, VARIATIONS, ablation_table, run_ablations
@@ -391,7 +397,9 @@ def panels(
 @benchmark.command()
 def prices(
     out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
-    folder: Annotated[str | None, typer.Option(help="Folder with the prices; default: $TITANS_TS_DATA.")] = None,
+    folder: Annotated[
+        str | None, typer.Option(help="Folder with the prices; default: $TITANS_TS_DATA or download.")
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits, repeatable; default: 0 to 4.")] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test days unread.")] = "test",
 ) -> None:
