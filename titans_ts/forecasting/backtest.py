@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .forecast import Forecast
+from .forecast import Forecast, Grid
 from .panel import DataError, Float, Int, Panel
 
 if TYPE_CHECKING:
@@ -91,4 +91,14 @@ def roll(
         np.stack(parts, axis=1).reshape(len(rows), horizon, *parts[0].shape[2:])
         for parts in ([each.point for each in said], [each.quantiles for each in said])
     )
-    return truths, said[0]._replace(point=point, quantiles=quantiles)
+    return truths, said[0]._replace(point=point, quantiles=quantiles, grid=_together([each.grid for each in said]))
+
+
+def _together(grids: list[Grid | None]) -> Grid | None:
+    """The grids of all windows, a series' windows one after the other."""
+    count = max((len(grid.step) for grid in grids if grid is not None), default=0)
+    if not count:
+        return None
+    anywhere = Grid(*np.zeros((3, count)))
+    parts = zip(*(anywhere if grid is None else grid for grid in grids), strict=True)
+    return Grid(*(np.stack(part, axis=1).ravel() for part in parts))

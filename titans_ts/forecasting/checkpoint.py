@@ -24,7 +24,7 @@ from .linear import LinearPath
 from .mix import Part
 from .panel import Schema
 
-FORMAT = 10  # raised when an older reader would misread what is written
+FORMAT = 11  # raised when an older reader would misread what is written
 
 
 def write_checkpoint(path: str | Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

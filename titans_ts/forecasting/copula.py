@@ -99,7 +99,7 @@ def paths(forecast: Forecast, scores: Float, streams: Int, count: int, seed: int
         place = ranks[random.integers(len(ranks), size=count)] + random.random((count, ranks.shape[1]))
         drawn = ndtri(np.clip(place / len(ranks), 1e-12, 1 - 1e-12))
         found.append(values_at(quantiles, forecast.levels, drawn, forecast.tails))
-    return np.maximum(np.stack(found), forecast.least)
+    return forecast.settled(np.stack(found))
 
 
 def ranks_of(scores: Float) -> Int:

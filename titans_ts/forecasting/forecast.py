@@ -12,12 +12,32 @@ import numpy as np
 from .panel import Float
 
 
+class Grid(NamedTuple):
+    """Where the values of each series can lie: at `base` and whole steps of `step` from it, `[N]` each, and anywhere
+    where the step is 0. lift `[N]`: added, in steps, before what is beyond a whole step is cut off."""
+
+    step: Float
+    base: Float
+    lift: Float
+
+    def moved(self, values: Float) -> Float:
+        """Values `[N, ...]` at the next place below, or above where the lift reaches it.
+
+        >>> Grid(np.array([1.0]), np.array([0.0]), np.array([0.5])).moved(np.array([[0.4, 0.6]])).tolist()
+        [[0.0, 1.0]]
+        """
+        step, base, lift = (part.reshape(-1, *(1,) * (values.ndim - 1)) for part in self)
+        whole = np.where(step > 0, step, 1.0)
+        there = base + whole * np.floor((values - base) / whole + lift + 1e-9)  # what lies there already stays
+        return np.where(step > 0, there, values)
+
+
 class Forecast(NamedTuple):
     """Point forecasts `[N, H]` and quantiles `[N, H, Q]` at increasing `levels`.
 
-    least: what nothing falls below. Quantiles and paths are cut there when they are read off (`quantiles_at`), and not
-    before, so that between two levels they are what they would be without it. tails: how many times as far as the
-    normal curve quantiles lie beyond the lowest and the highest level.
+    least: what nothing falls below. grid: where values can lie; None: anywhere. Quantiles and paths are cut and moved
+    there when they are read off (`quantiles_at`), and not before, so that between two levels they are what they would
+    be without. tails: how many times as far as the normal curve quantiles lie beyond the lowest and the highest level.
     """
 
     point: Float
@@ -25,19 +45,24 @@ class Forecast(NamedTuple):
     levels: tuple[float, ...]
     least: float = -math.inf
     tails: tuple[float, float] = (1.0, 1.0)
+    grid: Grid | None = None
+
+    def settled(self, values: Float) -> Float:
+        """Values `[N, ...]` of what is forecast, on the grid and not below `least`."""
+        return np.maximum(values if self.grid is None else self.grid.moved(values), self.least)
 
     def cut(self) -> Forecast:
-        """The same forecast with nothing below `least`.
+        """The same forecast with nothing below `least`, and quantiles on the grid.
 
         >>> Forecast(np.array([[-1.0]]), np.array([[[-2.0, 3.0]]]), (0.1, 0.9), least=0.0).cut().quantiles.tolist()
         [[[0.0, 3.0]]]
         """
-        point, quantiles = (np.maximum(part, self.least) for part in (self.point, self.quantiles))
-        return self._replace(point=point, quantiles=quantiles)
+        return self._replace(point=np.maximum(self.point, self.least), quantiles=self.settled(self.quantiles))
 
 
 def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
-    """The quantiles at any levels, `[N, H, len(levels)]`, never crossing, and never below `forecast.least`.
+    """The quantiles at any levels, `[N, H, len(levels)]`, never crossing, on `forecast.grid`, not below
+    `forecast.least`.
 
     Between two trained levels a quantile is linear in the normal score of its level; beyond the outermost two it goes
     on along their line, `forecast.tails` times as far. For a Gaussian forecast that is exact at every level.
@@ -60,12 +85,12 @@ def quantiles_at(forecast: Forecast, levels: Sequence[float]) -> Float:
                 f"quantiles {list(levels)} cannot be told from the only trained one, {forecast.levels[0]:g}: fit with "
                 "quantiles=(0.1, 0.5, 0.9) or more"
             )
-        return np.maximum(np.repeat(values, len(wanted), axis=-1), forecast.least)
+        return forecast.settled(np.repeat(values, len(wanted), axis=-1))
     left = np.clip(np.searchsorted(trained, wanted, side="right") - 1, 0, len(trained) - 2)
     weight = (wanted - trained[left]) / (trained[left + 1] - trained[left])
     # exact at the trained levels, where rounding must not move what the model said
     weight = np.where(np.abs(weight - np.round(weight)) < 1e-9, np.round(weight), weight)
-    return np.maximum(values[..., left] * (1 - weight) + values[..., left + 1] * weight, forecast.least)
+    return forecast.settled(values[..., left] * (1 - weight) + values[..., left + 1] * weight)
 
 
 def stretched(scores: Float, trained: Float, tails: tuple[float, float]) -> Float:

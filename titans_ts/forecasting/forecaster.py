@@ -32,6 +32,7 @@ from .covariates import CovariatePath, fit_covariates, left_over_at, refitted, w
 from .ensemble import Voice, advance_voices, combined, learn_models
 from .fading import Fading, fit_fading
 from .forecast import Forecast
+from .grain import Grain, fit_grain, smooth
 from .gram import Unit
 from .inference import PanelState, advance, prefill, rolled
 from .intake import groups_of
@@ -100,6 +101,8 @@ class TitansForecaster(PanelForecaster):
         what they say when errors become larger or smaller; up to twice as wide or half on the scale that the series is
         learnt on, and not of a series with an edge or that `fit` did not see. Where the errors are skewed, the median
         lies off the mean.
+        Where all values of a series in `fit` lie whole steps apart, of a quarter of their deviation or more (counts),
+        so do quantiles, paths and a median, unless that errs more on the validation rows or there are covariates.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
@@ -157,6 +160,7 @@ class TitansForecaster(PanelForecaster):
         scales on which skewed series are learnt, edge and size of each (infinite: as it is). correction_: the
         weight of the model's correction, 0 to 1, and calibration_: how the parts of the forecast are put together, both
         as validation confirms them.
+    grain_: the steps in which values of each series come, 0 where they lie anywhere.
     scores_: `[W, H]`, where the truths of validation windows lay among their forecast's quantiles; for `simulate`.
     covariates_: the effect of the known covariates and the map of the others (`CovariatePath`); None without any.
     joint_: the maps from the members of a group (`JointPath`); None without groups. voices_: the further models of an
@@ -352,7 +356,7 @@ class TitansForecaster(PanelForecaster):
             require(settings.linear, "what a group tells corrects the linear path: leave it on (train__linear).")
             joint = fit_joint(panel, path, more, ends, panel.groups)
             more = together(more, joint_at(joint, panel, context))
-        self.calibration_ = self._calibrated(learnt, path, fading, more, panel, ends, settings)
+        self.calibration_, self.grain_ = self._calibrated(learnt, path, fading, more, raw, panel, ends, settings)
         (self.model_, fitted), *others = learnt
         self.voices_ = tuple(Voice(model, found.weight) for model, found in others)
         self.linear_ = path if settings.linear else None
@@ -483,11 +487,13 @@ class TitansForecaster(PanelForecaster):
         path: LinearPath,
         fading: Fading,
         more: More | None,
+        raw: Panel,
         panel: Panel,
         ends: Int,
         settings: TrainConfig,
-    ) -> Calibration:
-        """How the parts of the forecast are put together, by the validation rows."""
+    ) -> tuple[Calibration, Grain]:
+        """How the parts of the forecast are put together, by the validation rows, and where its quantiles can lie. raw:
+        the panel with the effect of covariates, on its own scale."""
         scales = season_scales(panel, ends, self.season_length_)
         said = said_in_validation(learnt, path, panel, ends, settings.linear)
         require(
@@ -513,7 +519,15 @@ class TitansForecaster(PanelForecaster):
             mix=settings.fading,
         )
         calibration.habits[:, 4] = [np.inf, *(np.isfinite(panel.series(row)).sum() for row in range(len(panel)))]
-        return calibration
+        if raw.covariates is not None:  # less their effect values lie anywhere
+            return calibration, smooth(len(panel))
+        own, factors = 1 + judged.series, np.ones(judged.truth.shape)
+        quantiles = calibration.spoken(
+            judged.main, judged.fading, judged.ripe, judged.head, judged.unit, judged.surprise, judged.deviation,
+            judged.bounds, own, judged.steps, self.levels_, factors,
+        ).quantiles  # fmt: skip
+        truth, quantiles = (self.transform_.back(part, own) for part in (judged.truth, quantiles))
+        return calibration, fit_grain(raw, judged.series, truth, quantiles, self.levels_, judged.scale)
 
     def _start(self, panel: Panel) -> PanelState:
         panel = self.transform_.of(panel)
@@ -642,7 +656,10 @@ class TitansForecaster(PanelForecaster):
         spoken, own = self._spoken(part, _heard(state), np.asarray(rows)), part.fading.own.cpu().numpy()
         point = spoken.median if self.point == "median" else spoken.mean
         points, quantiles = (self.transform_.back(part, own) for part in (point, spoken.quantiles))
-        return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails)
+        grid = self.grain_.at(own)
+        if grid is not None and self.point == "median":
+            points = grid.moved(points)
+        return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails, grid=grid)
 
     @torch.no_grad()
     def _spoken(self, part: PanelState, members: tuple[Tensor, ...], rows: Int) -> Spoken:

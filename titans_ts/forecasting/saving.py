@@ -29,6 +29,7 @@ from .checkpoint import (
 from .covariates import CovariateState, path_tensors
 from .ensemble import voice_tensors, voices_from_tensors
 from .fading import Fading, FadingState
+from .grain import Grain
 from .inference import PanelState, state_from_tensors, state_tensors
 from .joint import joint_from_tensors, joint_tensors
 from .training import TrainConfig
@@ -54,6 +55,7 @@ def to_checkpoint(forecaster: TitansForecaster) -> tuple[dict[str, Any], dict[st
             name: getattr(forecaster.calibration_, name)
             for name in ("mean", "median", "head", "width", "lean", "bounded", "tails")
         },
+        "lift": forecaster.grain_.lift,
         "history": forecaster.history_,
         "freq": forecaster.freq_,
         "season_length": forecaster.season_length_,
@@ -74,6 +76,7 @@ def to_checkpoint(forecaster: TitansForecaster) -> tuple[dict[str, Any], dict[st
         "errors": torch.from_numpy(forecaster.calibration_.table),
         "error_habits": torch.from_numpy(forecaster.calibration_.habits),
         "error_sizes": torch.from_numpy(forecaster.calibration_.sizes),
+        "grains": torch.from_numpy(np.stack([forecaster.grain_.step, forecaster.grain_.base])),
         "bends": torch.from_numpy(np.stack([forecaster.transform_.edge, forecaster.transform_.size])),
         **{f"fading.{name}": part for name, part in known.state.fading._asdict().items()},
         **{f"widths.{name}": part for name, part in known.state.widths._asdict().items()},
@@ -133,6 +136,8 @@ def restore(forecaster: TitansForecaster, config: dict[str, Any], tensors: dict[
     )
     edge, size = tensors["bends"].numpy()
     forecaster.transform_ = Arcsinh(edge, size, forecaster.fading_.ids)
+    step, base = tensors["grains"].numpy()
+    forecaster.grain_ = Grain(step, base, config["lift"])
     forecaster.scores_ = tensors["scores"].numpy()
     forecaster.history_ = [(step, loss) for step, loss in config["history"]]
     forecaster.levels_ = model.config.quantiles

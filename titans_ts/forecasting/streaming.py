@@ -19,6 +19,7 @@ from ..core.ops.widths import learn_some, oldest, stand_rows, waiting_rows
 from .calibration import Calibration, next_to_median
 from .fading import Fading, FadingState
 from .forecast import Forecast
+from .grain import Grain
 from .inference import PanelState
 from .panel import Float, Int
 from .transform import Arcsinh
@@ -56,6 +57,7 @@ class StreamingForecaster:
         widths: WidthState,
         levels: tuple[float, ...],
         transform: Arcsinh,
+        grain: Grain,
         *,
         adapt: bool = True,
         writes: bool = True,
@@ -63,7 +65,8 @@ class StreamingForecaster:
         non_negative: bool = False,
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
-        self.writes, self.point, self.non_negative, self.transform = adapt and writes, point, non_negative, transform
+        self.writes, self.point, self.non_negative = adapt and writes, point, non_negative
+        self.transform, self.grain = transform, grain
         *parts, own = (part.cpu().numpy().copy() for part in held)
         parts[2], parts[-1] = readout.seen, readout.usual  # the same arrays: an update is seen by both
         self._fading = (fading.rates, fading.weights, own, readout.known, *parts)
@@ -123,6 +126,7 @@ class StreamingForecaster:
             held.widths,
             forecaster.levels_,
             forecaster.transform_,
+            forecaster.grain_,
             adapt=forecaster.adapt,
             writes=model.config.backbone.writes,
             point=forecaster.point,
@@ -187,9 +191,12 @@ class StreamingForecaster:
         points, quantiles, _ = self._spoken(places)
         if self.transform.moves:
             points, quantiles = (self.transform.back(part, self._fading[2][places]) for part in (points, quantiles))
-        if self.non_negative:
-            return Forecast(points, quantiles, self.levels, least=0.0, tails=self.tails).cut()
-        return Forecast(points, quantiles, self.levels, tails=self.tails)
+        if not self.non_negative and not self.grain.speaks:
+            return Forecast(points, quantiles, self.levels, tails=self.tails)
+        least, grid = 0.0 if self.non_negative else -math.inf, self.grain.at(self._fading[2][places])
+        if grid is not None and self.point == "median":
+            points = grid.moved(points)
+        return Forecast(points, quantiles, self.levels, least, self.tails, grid).cut()
 
     def _spoken(self, rows: Int) -> tuple[Float, Float, Float]:
         """Forecasts [N, F] and quantiles [N, F, Q] of these rows on the scales of `transform`, and what is kept of them
