@@ -261,6 +261,9 @@ def train(
     folder: Annotated[
         str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure all in this run; what the file holds is dropped.")
+    ] = False,
 ) -> None:
     """ETTh1, horizon 96: the CPU time and memory in which each learner reaches an MSE of 0.375, beside PatchTST."""
     from .benchmark.train import run_train, train_table
@@ -272,6 +275,7 @@ def train(
         folder=folder,
         seed=seed,
         part=part,
+        fresh=fresh,
         say=lambda line: typer.echo(line, err=True),
     )
     typer.echo(train_table(result).to_string(index=False))
@@ -429,7 +433,10 @@ def stream(
 
     earlier = _earlier(out, "stream.json")
     result = run_stream(series, () if earlier is None else earlier["peers"])
-    typer.echo(f"memory bandwidth, one core: {result['bandwidth_gb_s']} GB/s; microseconds a series")
+    typer.echo(
+        f"one core: memory bandwidth {result['bandwidth_gb_s']} GB/s, a plain product {result['product_gflops']} "
+        "GFLOP/s; microseconds a series"
+    )
     typer.echo(stream_table(result).to_string(index=False))
     typer.echo("\nmicroseconds an observation and the forecasts after it")
     typer.echo(peers_table(result).to_string(index=False))

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from titans_ts.benchmark import ltsf, train
+from titans_ts.benchmark.runs import commit
 from titans_ts.benchmark.tables import render
 from titans_ts.cli import app
 from titans_ts.data import describe
@@ -45,8 +47,13 @@ def last_value(monkeypatch):
     """A peer that repeats the last value, and what it was trained on."""
     given = []
 
+    class Network(torch.nn.Linear):
+        def forward(self, windows):
+            return super().forward(windows["insample_y"][..., 0])
+
     def fit(model, rows, context, horizon, seed, **changes):
         given.append((rows, changes))
+        return Network(context, horizon)
 
     monkeypatch.setattr(train, "import_peers", lambda model: None)
     monkeypatch.setattr(train, "fit_peer", fit)
@@ -68,6 +75,20 @@ def test_every_rung_is_a_fit_with_its_errors_and_costs(toy, last_value):
     by_hand = ltsf.score_windows(lambda contexts, *_: np.repeat(contexts[:, -1:], 4, 1), split, 24, (4,))[4].result()
     assert rows[-1]["mse"] == by_hand["mse"]
     assert rows[-2]["mse"] < by_hand["mse"] / 4
+
+
+def test_a_rung_with_steps_has_the_rate_of_what_its_network_was_asked_for(toy, last_value, monkeypatch):
+    monkeypatch.setattr(
+        train, "LADDERS", {OURS[0]: (2, 6), OURS[1]: (2,), OURS[2]: (0,), "PatchTST": (5,), "Ridge": (0,)}
+    )
+    *ours, alone, peer, ridge = train.run_train(say=lambda line: None)["rows"]
+    assert not {"operations", "gflops"} & (alone.keys() | ridge.keys())
+    assert peer["operations"] == 5 * 3 * 2 * 128 * 24 * 4  # steps, passes, windows of a step, context, horizon
+    assert 0 < ours[0]["operations"] < ours[1]["operations"]
+    for row in ours:
+        assert row["gflops"] == pytest.approx(row["operations"] / row["fit_cpu_s"] / 1e9, abs=1e-3)
+    again = train.run_train(learners=OURS[1:2], say=lambda line: None)["rows"]
+    assert again[0]["operations"] == ours[2]["operations"]
 
 
 def test_the_peer_is_trained_on_the_training_rows_for_the_steps_of_its_rung(toy, last_value):
@@ -98,6 +119,22 @@ def test_fits_that_stand_in_the_file_are_kept(toy, tmp_path, monkeypatch):
         train.run_train(path, learners=OURS[2:], part="validation")
 
 
+def test_a_fresh_run_measures_all_and_keeps_no_fit_of_before(toy, tmp_path):
+    path = tmp_path / "train.json"
+    train.run_train(path, learners=OURS[2:], say=lambda line: None)
+    old = json.loads(path.read_text())
+    old["rows"] = [{**old["rows"][0], "commit": "before"}, {**old["rows"][0], "learner": "Ridge", "commit": "before"}]
+    path.write_text(json.dumps(old))
+    command = ["benchmark", "train", "--learner", OURS[2], "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert [row["commit"] for row in json.loads(path.read_text())["rows"]] == 2 * ["before"]
+    done = CliRunner().invoke(app, [*command, "--fresh"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["learner"], row["commit"]) for row in rows] == [(OURS[2], commit())]
+
+
 def test_a_missing_peer_says_how_to_get_it_before_anything_is_fitted(toy, monkeypatch):
     monkeypatch.setitem(sys.modules, "neuralforecast", None)  # as where it is not installed
     monkeypatch.setattr(train, "in_own_process", lambda *_: pytest.fail("something was fitted"))
@@ -115,11 +152,11 @@ def test_the_command_prints_the_rungs_and_writes_them(toy, tmp_path):
 
 
 def test_the_table_shows_the_cheapest_fit_that_reaches_the_target(tmp_path):
-    def row(learner, steps, mse, cpu):
+    def row(learner, steps, mse, cpu, **more):
         costs = {"fit_cpu_s": cpu, "peak_rss_mb": 900, "rise_mb": 300}
-        return {"learner": learner, "steps": steps, "seed": 0, "mse": mse, "mae": 0.4, **costs}
+        return {"learner": learner, "steps": steps, "seed": 0, "mse": mse, "mae": 0.4, **costs, **more}
 
-    rows = [row("linear path off", 20, 0.38, 5.0), row("linear path off", 40, 0.374, 10.0)]
+    rows = [row("linear path off", 20, 0.38, 5.0), row("linear path off", 40, 0.374, 10.0, gflops=1.25)]
     rows += [
         row("linear path off", 80, 0.37, 20.0),
         row("PatchTST", 200, 0.375, 40.0),
@@ -128,6 +165,14 @@ def test_the_table_shows_the_cheapest_fit_that_reaches_the_target(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps({"target": 0.375, "rows": rows}))
     text = render("<!-- table train -->\n<!-- end -->", tmp_path)
     assert (
-        "| linear path off | 20, 40, 80 | 40 steps | 0.3740 | 0.4000 | 10.0 | 25% | 900 | 300 | 0.3700 | 20.0 |" in text
+        "| linear path off | 20, 40, 80 | 40 steps | 0.3740 | 0.4000 | 10.0 | 25% | 900 | 300 | 1.25 | 0.3700 | 20.0 |"
+        in text
     )
-    assert "| SeasonalNaive | - | not reached | 0.5000 | 0.4000 | 0.1 |  | 900 |" in text
+    assert "| SeasonalNaive | - | not reached | 0.5000 | 0.4000 | 0.1 |  | 900 | 300 |  | 0.5000 |" in text
+    assert "commits" not in text
+    for place, each in enumerate(rows):
+        each["commit"] = "4b1d" if place < 2 else "7c50"
+    (tmp_path / "train.json").write_text(json.dumps({"target": 0.375, "rows": rows}))
+    text = render("<!-- table train -->\n<!-- end -->", tmp_path)
+    said = "4b1d (linear path off 20/40); 7c50 (linear path off 80, PatchTST 200, SeasonalNaive)"
+    assert f"\n\nNot one run, but of several commits: {said}.\n<!-- end -->" in text

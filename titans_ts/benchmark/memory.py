@@ -22,12 +22,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.config import MemoryConfig
 from ..core.networks import layer_shapes
 from ..core.ops.chunked import chunked
 from ..core.ops.contract import Rule, Tokens
 from ..core.ops.exact_linear import exact_linear
 from ..core.state import MemoryState
 from ..forecasting.training import give_back
+from .counts import by_chunks
 from .runs import commit, in_own_process, machine, not_measured
 
 PEER = "titans-pytorch==0.5.5"
@@ -181,10 +183,9 @@ def operations(case: Case) -> int:
     >>> operations(Case(name="depth 2"))
     450560
     """
-    dim, chunk = case.dim // case.heads, case.chunk
-    hidden = EXPANSION * dim
-    one = 10 * dim**2 + 4 * chunk * dim if case.depth == 1 else 22 * dim * hidden + 4 * chunk * (dim + hidden)
-    return case.heads * (one + 2 * chunk**2)
+    return by_chunks(
+        MemoryConfig(dim=case.dim, heads=case.heads, depth=case.depth, expansion=EXPANSION, chunk=case.chunk)
+    )
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:

@@ -93,35 +93,55 @@ def microseconds(number: float) -> str:
     return f"{number:,.2f}" if number < 100 else f"{number:,.0f}"
 
 
+def mebibytes(number: float) -> str:
+    """Memory of the stream, with digits where it is little.
+
+    >>> mebibytes(0.0441), mebibytes(551.4)
+    ('0.04', '551')
+    """
+    return f"{number:.2f}" if number < 10 else f"{number:,.0f}"
+
+
 def stream(folder: Path) -> str:
-    """Microseconds a series of one observation, compiled and in torch."""
+    """Microseconds a series of one observation, compiled and in torch, with CPU time, memory and rate of both."""
     head = ["microseconds a series", "compiled: median", "p99", "torch: median", "p99", "ratio"]
+    head += ["compiled: CPU, us", "MiB, rise + state", "GFLOP/s", "torch: CPU, us", "MiB, rise + state", "GFLOP/s"]
+
+    def costs_of(found: dict[str, Any]) -> list[str]:
+        cpu = microseconds(found["cpu_us"]) if "cpu_us" in found else ""
+        memory = " + ".join(mebibytes(found[name]) for name in ("rise_mib", "state_mib") if name in found)
+        return [cpu, memory, f"{found['gflops']:.2f}" if "gflops" in found else ""]
+
     rows = []
     for run in read_runs(folder, "stream.json"):
         for case in run["cases"]:
             said = [microseconds(case[side][name]) for side in ("fused", "torch") for name in ("median_us", "p99_us")]
-            rows.append([case["case"], f"**{said[0]}**", *said[1:], f"{case['ratio']:g}"])
+            costs = costs_of(case["fused"]) + costs_of(case["torch"])
+            rows.append([case["case"], f"**{said[0]}**", *said[1:], f"{case['ratio']:g}", *costs])
+        if "product_gflops" in run:
+            rows.append(["a plain product, same run", *[""] * 10, f"{run['product_gflops']:.1f}"])
     return markdown(head, rows)
 
 
 def stream_peers(folder: Path) -> str:
     """Microseconds of one observation of one series and the forecast after it, here and in other packages."""
 
-    def times_of(found: dict[str, Any]) -> list[str]:
-        return [*(microseconds(found[name]) for name in ("median_us", "p99_us", "cpu_us")), f"{found['calls']:,}"]
+    def costs_of(found: dict[str, Any]) -> list[str]:
+        times = [microseconds(found[name]) for name in ("median_us", "p99_us", "cpu_us")]
+        return [*times, mebibytes(found["rise_mib"]) if "rise_mib" in found else "", f"{found['calls']:,}"]
 
-    head = ["one series, horizon 24", "an observation changes", "kept", "median, us", "p99", "CPU, us", "calls"]
+    head = ["one series, horizon 24", "an observation changes", "kept", "median, us", "p99", "CPU, us", "rise, MiB"]
     rows = []
     for run in read_runs(folder, "stream.json"):
         case = run["cases"][0]
-        said = times_of(case["fused"])
+        said = costs_of(case["fused"])
         learns = "the neural memory (every patch), the fading ones, the widths of the intervals"
         rows.append(["titans-ts, StreamingForecaster: update, forecast", learns, "the state", *said])
         for row in run["peers"]:
             name = f"{row['package']} {row['version'] or ''}".strip() + (" (an earlier run)" if "kept" in row else "")
-            said = ["not installed", "", "", ""] if row["version"] is None else times_of(row)
+            said = ["not installed", *[""] * 4] if row["version"] is None else costs_of(row)
             rows.append([f"{name}, {row['call']}", row["learns"], row["keeps"], *said])
-    return markdown(head, rows)
+    return markdown([*head, "calls"], rows)
 
 
 def panels(folder: Path) -> str:
@@ -247,13 +267,15 @@ def ltsf(folder: Path) -> str:
 
 def train(folder: Path) -> str:
     """What training costs: of every learner its cheapest fit that reaches the target (where none does, that with the
-    least error), relative to the peer's cheapest one; and the least error of its ladder."""
+    least error), relative to the peer's cheapest one; and the least error of its ladder. Below it the commits, where
+    the fits are of several."""
     run = json.loads((folder / "train.json").read_text(encoding="utf-8"))
     ladders = {name: [row for row in run["rows"] if row["learner"] == name] for name in training.LADDERS}
     first = {name: training.cheapest(rows, run["target"]) for name, rows in ladders.items()}
     peer = training.cheapest([row for name in training.PEERS for row in ladders[name]], run["target"])
     head = ["learner", "steps tried", f"first at {run['target']} or below", "MSE", "MAE", "fit, CPU s"]
-    head += [f"of {training.PEER}'s", "peak, MB", "of them by the fit, MB", "least MSE", "its fit, CPU s"]
+    head += [f"of {training.PEER}'s", "peak, MB", "of them by the fit, MB", "GFLOP/s"]
+    head += ["least MSE", "its fit, CPU s"]
     lines = []
     for name, rows in ladders.items():
         if not rows:
@@ -265,8 +287,31 @@ def train(folder: Path) -> str:
         share = f"{found['fit_cpu_s'] / peer['fit_cpu_s']:.0%}" if found and peer else ""
         numbers = [f"{shown['mse']:.4f}", f"{shown['mae']:.4f}", f"{shown['fit_cpu_s']:.1f}", share]
         memory = [f"{shown['peak_rss_mb']:,}", f"{shown['rise_mb']:,}"]
-        lines.append([name, steps, reached, *numbers, *memory, f"{best['mse']:.4f}", f"{best['fit_cpu_s']:.1f}"])
-    return markdown(head, lines)
+        rate = f"{shown['gflops']:.2f}" if "gflops" in shown else ""
+        lines.append([name, steps, reached, *numbers, *memory, rate, f"{best['mse']:.4f}", f"{best['fit_cpu_s']:.1f}"])
+    return markdown(head, lines) + commits_of(run["rows"])
+
+
+def commits_of(rows: list[dict[str, Any]]) -> str:
+    """A line that says which fits are of which commit, where these are several.
+
+    >>> rows = [{"learner": "Ridge", "steps": 0, "commit": "4b1d"}, {"learner": "NHITS", "steps": 50, "commit": "7c"}]
+    >>> commits_of([*rows, {**rows[1], "steps": 100}]).strip()
+    'Not one run, but of several commits: 4b1d (Ridge); 7c (NHITS 50/100).'
+    >>> commits_of(rows[:1])
+    ''
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for row in rows:
+        steps = found.setdefault(str(row.get("commit")), {}).setdefault(row["learner"], [])
+        steps += [str(row["steps"])] if row["steps"] else []
+    if len(found) < 2:
+        return ""
+    said = []
+    for commit, each in found.items():
+        fits = [f"{learner} {'/'.join(steps)}".strip() for learner, steps in each.items()]
+        said.append(f"{commit} ({', '.join(fits)})")
+    return f"\n\nNot one run, but of several commits: {'; '.join(said)}."
 
 
 def gift_runs(folder: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:

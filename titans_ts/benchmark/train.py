@@ -4,7 +4,10 @@ ETTh1, horizon 96, under the long-horizon protocol (`ltsf.py`): the weights are 
 made on the validation rows, every window of the test rows counts. Every learner climbs a ladder of budgets, each rung a
 fit of its own in a process of its own, on one thread; what it costs to reach `TARGET` is the cost of its cheapest rung
 that does. Reading the data is not counted, nor what the libraries load at their first fit: a small one comes before.
-The peak is that of the whole process during the fit; the rise is how far the fit raised it.
+The peak is that of the whole process during the fit; the rise is how far the fit raised it. The rate is what the
+network was asked to compute while it learnt (`counts`), by the CPU seconds of the whole fit: of ours every pass through
+it, those over validation rows too; of the peer forward and backward of every step. Closed forms are not counted, and so
+what has no steps has no rate.
 
 The command is run where neuralforecast is installed, so that all rows are of one machine and one run. With
 `part="validation"` the test rows are cut off when the set is read.
@@ -17,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -26,8 +29,9 @@ from ..data import describe
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.training import TrainConfig, give_back
 from . import ltsf
+from .counts import Useful, gflops, products
 from .memory import held_mib
-from .neural import fit_peer, import_peers, say_peer
+from .neural import BUDGET, fit_peer, import_peers, say_peer
 from .runs import Cost, Score, commit, in_own_process, read_json, require_known, require_part, write_json
 
 SET, HORIZON, CONTEXT, TARGET = "etth1", 96, 512, 0.375
@@ -69,7 +73,16 @@ class Rung:
     folder: str | None = None
 
 
-def ours(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
+class Learnt(NamedTuple):
+    """A fitted learner: what it says of contexts, their length, and how many operations its steps took, counted when
+    that is called."""
+
+    say: ltsf.Say
+    context: int
+    operations: Callable[[], int] = lambda: 0
+
+
+def ours(rung: Rung, split: ltsf.Split) -> Learnt:
     """The forecaster; its weights never see the validation rows."""
     checks = max(1, rung.steps // EVERY)
     settings = TrainConfig(
@@ -82,25 +95,32 @@ def ours(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
         train=settings,
         point="mean",
         random_state=rung.seed,
-    ).fit(split.values[: split.begin])
-    return ltsf.say_by(forecaster), CONTEXT
+    )
+    with Useful() as useful:
+        forecaster.fit(split.values[: split.begin])
+    return Learnt(ltsf.say_by(forecaster), CONTEXT, lambda: useful.operations if rung.steps else 0)
 
 
-def peer(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
+def peer(rung: Rung, split: ltsf.Split) -> Learnt:
     """neuralforecast's PatchTST, on the training rows."""
     changes = {"max_steps": rung.steps, **PEERS[rung.learner]}
     fitted = fit_peer(PEER, split.values[: split.train], CONTEXT, HORIZON, rung.seed, **changes)
-    return lambda contexts, columns, rows: say_peer(fitted, contexts), CONTEXT
+    windows = torch.zeros(int(BUDGET["windows_batch_size"]), CONTEXT, 1)  # of every step
+    return Learnt(
+        lambda contexts, columns, rows: say_peer(fitted, contexts),
+        CONTEXT,
+        lambda: 3 * rung.steps * products(lambda: fitted({"insample_y": windows})),
+    )
 
 
-def learn(rung: Rung, split: ltsf.Split) -> tuple[ltsf.Say, int]:
-    """The fitted learner of a rung, as what it says of contexts, and their length."""
+def learn(rung: Rung, split: ltsf.Split) -> Learnt:
+    """The fitted learner of a rung."""
     if rung.learner in OURS:
         return ours(rung, split)
     if rung.learner in PEERS:
         return peer(rung, split)
     fitted = ltsf.FIT[rung.learner](split, describe(SET).season_length, CONTEXT, HORIZON, rung.seed)
-    return fitted.say, fitted.context
+    return Learnt(fitted.say, fitted.context)
 
 
 def measure(rung: Rung) -> dict[str, Any]:
@@ -111,10 +131,14 @@ def measure(rung: Rung) -> dict[str, Any]:
     learn(replace(rung, steps=min(rung.steps, 2)), first)
     give_back()
     before, cost = held_mib("VmRSS"), Cost()
-    say, context = learn(rung, split)
+    learnt = learn(rung, split)
     spent = {"fit_cpu_s": cost.cpu_s(), "peak_rss_mb": cost.peak_rss_mb()}
     spent["rise_mb"] = round(spent["peak_rss_mb"] - before)
-    scores: Score = ltsf.score_windows(say, split, context, (HORIZON,))[HORIZON]
+    operations = learnt.operations()
+    if operations:
+        seconds = max(spent["fit_cpu_s"], 0.1)  # they are told in tenths
+        spent |= {"operations": operations, "gflops": gflops(operations, seconds)}
+    scores: Score = ltsf.score_windows(learnt.say, split, learnt.context, (HORIZON,))[HORIZON]
     errors = {name: scores.result()[name] for name in ("mse", "mae")}
     return {"learner": rung.learner, "steps": rung.steps, "seed": rung.seed, **errors, **spent, "commit": commit()}
 
@@ -126,9 +150,11 @@ def run_train(
     folder: str | None = None,
     seed: int = 0,
     part: str = "test",
+    fresh: bool = False,
     say: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Every rung of every ladder, one after the other; rungs that stand in the file `out` are not climbed again."""
+    """Every rung of every ladder, one after the other; rungs that stand in the file `out` are not climbed again, unless
+    all is to be measured `fresh`: then the file is written anew."""
     learners = learners or tuple(LADDERS)
     require_known("learner", learners, LADDERS)
     require_part(part)
@@ -136,7 +162,7 @@ def run_train(
         import_peers(PEER)
     head = {"set": SET, "part": part, "horizon": HORIZON, "context": CONTEXT, "target": TARGET}
     rows: list[dict[str, Any]] = []
-    if out is not None and out.exists():
+    if out is not None and out.exists() and not fresh:
         found = read_json(out)
         if {name: found[name] for name in head} != head:
             raise ValueError(f"{out} holds another run ({found['set']}, {found['part']}): choose another --out.")
