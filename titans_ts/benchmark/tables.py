@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -465,7 +466,7 @@ def groups(folder: Path) -> str:
     rows = []
     for (name, steps, way), each in zip(table.index, table.to_dict("records"), strict=True):
         errors = [f"{each[kind]:.4f}" for kind in ("mse", "mae")]
-        told = [f"{each['crps']:.4f}", f"{each['coverage-80']:.0%}"] if each["crps"] == each["crps"] else ["", ""]
+        told = ["", ""] if isnan(each.get("crps", nan)) else [f"{each['crps']:.4f}", f"{each['coverage-80']:.0%}"]
         heard = f"{each['joined']:.0f} of {each['of']:.0f}" if "joined" in way else ""
         rows.append([name, str(steps), way, *errors, *told, heard, f"{each['fit, CPU s']:.0f}"])
     head = ["set", "steps", "forecaster", "MSE", "MAE", "CRPS", "80 % interval covers", "series that listen"]
