@@ -161,20 +161,33 @@ def etth1(
     folder: Annotated[
         str | None, typer.Option(help="Folder with ETTh1.csv; default: $TITANS_TS_DATA or download.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for one JSON file a run.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for one JSON file a run; rows of other models that it holds are kept.")
+    ] = None,
     part: Annotated[str, typer.Option(help="test, or validation to leave the test rows unread.")] = "test",
     seed: Annotated[int, typer.Option(help="Seed of the fit.")] = 0,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'seasonal naive', 'ridge', 'linear path alone', 'backbone alone', 'both', and where neuralforecast "
+            "is installed PatchTST, repeatable; default: the first five."
+        ),
+    ] = None,
 ) -> None:
     """ETTh1, horizon 96: the linear path, the backbone and both; the memory frozen, updating and zeroed."""
     from .benchmark.demo import format_table
-    from .benchmark.etth1 import etth1_table, run_etth1
+    from .benchmark.etth1 import MODELS, PEER, etth1_table, run_etth1
     from .benchmark.runs import write_json
 
     for length in context or [336, 512]:
-        result = run_etth1(length, folder=folder, seed=seed, part=part)
-        typer.echo(format_table(etth1_table(result), f"ETTh1-96, context {length}, {part}, {result['peak_rss_mb']} MB"))
+        name = f"etth1-{length}-{part}-{seed}.json"
+        result = run_etth1(
+            length, models=tuple(model or MODELS), earlier=_earlier(out, name), folder=folder, seed=seed, part=part
+        )
+        typer.echo(format_table(etth1_table(result), f"ETTh1-96, context {length}, {part}"))
+        _say_missing(PEER, result)
         if out is not None:
-            write_json(result, out / f"etth1-{length}-{part}-{seed}.json")
+            write_json(result, out / name)
 
 
 @benchmark.command()
@@ -334,7 +347,8 @@ def groups(
         list[str] | None,
         typer.Option(
             help="'closed form', 'closed form, joined', 'Titans', 'Titans, joined', 'Titans, ensemble of 3', 'ridge', "
-            "'seasonal naive', repeatable; default: all."
+            "'seasonal naive', and where neuralforecast is installed 'NHITS', 'PatchTST', repeatable; default: the "
+            "first seven."
         ),
     ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Seeds of the fits; default: 0.")] = None,
@@ -400,7 +414,16 @@ def panels(
 
 @benchmark.command()
 def prices(
-    out: Annotated[Path | None, typer.Option(help="Folder for the JSON file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the JSON file; rows of other models that it holds are kept.")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'seasonal naive, a day' (always there), 'seasonal naive, a week', 'ridge', 'Titans', and where "
+            "neuralforecast is installed NHITS, repeatable; default: the first four."
+        ),
+    ] = None,
     folder: Annotated[
         str | None, typer.Option(help="Folder with the prices; default: $TITANS_TS_DATA or download.")
     ] = None,
@@ -408,17 +431,23 @@ def prices(
     part: Annotated[str, typer.Option(help="test, or validation to leave the test days unread.")] = "test",
 ) -> None:
     """Electricity prices, a day ahead: with covariates that are known ahead and without."""
-    from .benchmark.prices import SEEDS, prices_table, run_prices
+    from .benchmark.prices import MODELS, PEER, SEEDS, prices_table, run_prices
     from .benchmark.runs import write_json
 
-    result = run_prices(folder, seeds=tuple(seed or SEEDS), part=part)
-    typer.echo(prices_table(result).round(4).to_string(index=False))
-    found = result["change"]
-    typer.echo(
-        f"change by the covariates: {found['change']:+.1%}, 80 % interval {found['low']:+.1%} to {found['high']:+.1%}"
+    file = f"prices-{part}.json"
+    result = run_prices(
+        folder, models=tuple(model or MODELS), earlier=_earlier(out, file), seeds=tuple(seed or SEEDS), part=part
     )
+    typer.echo(prices_table(result).round(4).to_string(index=False))
+    if "change" in result:
+        found = result["change"]
+        typer.echo(
+            f"change by the covariates: {found['change']:+.1%}, 80 % interval {found['low']:+.1%} to "
+            f"{found['high']:+.1%}"
+        )
+    _say_missing(PEER, result)
     if out is not None:
-        write_json(result, out / f"prices-{part}.json")
+        write_json(result, out / file)
 
 
 @benchmark.command()
@@ -552,6 +581,15 @@ def _earlier(out: Path | None, name: str) -> dict[str, Any] | None:
     from .benchmark.runs import read_json
 
     return read_json(out / name) if out is not None and (out / name).exists() else None
+
+
+def _say_missing(peer: str, result: dict[str, Any]) -> None:
+    """One line to stderr where a run has no row of its neural peer."""
+    if all(row["model"] != peer for row in result["rows"]):
+        typer.echo(
+            f"no row of {peer}: run this command with --model {peer} and the same --out where neuralforecast is.",
+            err=True,
+        )
 
 
 def _rows(text: str) -> int:

@@ -74,6 +74,49 @@ def test_an_update_moves_the_context_on_and_trains_nothing(given):
     assert peer.predict(LEVELS).iloc[0, 2] == 100.0
 
 
+def test_what_is_known_ahead_is_trained_on_kept_and_told(monkeypatch):
+    given, told = [], []
+
+    class Recorder(LastValue):
+        def predict(self, df, futr_df):
+            told.append((df, futr_df))
+            return super().predict(df)
+
+    monkeypatch.setattr(neural, "train_peer", lambda *asked, **options: given.append((*asked, options)) or Recorder())
+    frame = rows(np.arange(60.0)).assign(load=1.0, other="text")
+    peer = QuantilePeer("NHITS", 2, "D", None, LEVELS, 0, ("load",)).fit(frame)
+    peer.update(rows(np.array([100.0]), begin=60).assign(load=2.0, other="text"))
+    future = pd.DataFrame({"unique_id": ["a"], "ds": [pd.Timestamp("2020-03-02")], "load": [3.0]})
+    peer.predict(LEVELS, future)
+    _, trained, _, _, options = given[0]
+    assert options["futr_exog_list"] == ["load"]
+    assert list(trained.columns) == ["unique_id", "ds", "y", "load", "available_mask"]
+    assert told[0][1] is future
+    assert told[0][0].loc[told[0][0]["unique_id"] == "a", "load"].tolist() == [*[1.0] * 13, 2.0]
+
+
+def test_the_peers_as_they_are_learn_a_season_and_what_is_known_ahead(monkeypatch):
+    pytest.importorskip("neuralforecast")
+    for budget in (neural.BUDGET, neural.PANEL_BUDGET):
+        monkeypatch.setitem(budget, "max_steps", 100)
+    values = np.sin(2 * np.pi * np.arange(300.0)[:, None] / 12 + np.arange(2))
+    for model in ("NHITS", "PatchTST"):
+        peer = neural.fit_peer(model, values[:250], 24, 6, 0)
+        said = neural.say_peer(peer, values[250:274].T)
+        assert said.shape == (2, 6)
+        assert np.square(said - values[274:280].T).mean() < 0.2
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2020", periods=306, freq="D")})
+    frame["load"] = random.normal(size=306)
+    frame["y"] = 3 * frame["load"]
+    errors = []
+    for known in ((), ("load",)):
+        peer = QuantilePeer("NHITS", 6, "D", None, LEVELS, 0, known).fit(frame[:300])
+        said = peer.predict(LEVELS, frame[300:][["unique_id", "ds", *known]])
+        errors.append(np.abs(said["QuantilePeer"].to_numpy() - frame["y"][300:].to_numpy()).mean())
+    assert errors[1] < 0.5 * errors[0]
+
+
 def test_few_long_series_are_unfolded_at_a_time(given):
     QuantilePeer("NHITS", 720, "15min", None, LEVELS, 0).fit(
         pd.DataFrame({"unique_id": 0, "ds": pd.date_range("2020", periods=60_000, freq="15min"), "y": 1.0})

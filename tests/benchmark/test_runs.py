@@ -7,16 +7,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from titans_ts.benchmark import ablation, gift, groups, ltsf, panels, prices
+from titans_ts.benchmark import ablation, etth1, gift, groups, ltsf, panels, prices
 from titans_ts.benchmark.runs import kept, not_measured, read_json, write_json
 from titans_ts.cli import app
 from titans_ts.models.config import VARIANTS
 
 LTSF_MODELS = (*ltsf.OURS, *ltsf.PEERS)
 PANEL_MODELS = (*panels.OURS, *panels.PEERS, *panels.NEURAL)
-WAYS = (*groups.WAYS, *groups.BASELINES)
 # the option of each benchmark, what there is, and a few of it that another benchmark has
 CHOICES = {
+    ("etth1", "--model"): (*etth1.MODELS, etth1.PEER),
+    ("prices", "--model"): (*prices.MODELS, prices.PEER),
     ("ltsf", "--set"): ltsf.SETS,
     ("ltsf", "--model"): LTSF_MODELS,
     ("gift", "--set"): gift.CONFIGURATIONS,
@@ -27,14 +28,14 @@ CHOICES = {
     ("ablation", "--variation"): tuple(ablation.VARIATIONS),
     ("ablation", "--path"): tuple(ablation.PATHS),
     ("groups", "--set"): tuple(groups.SETS),
-    ("groups", "--way"): WAYS,
+    ("groups", "--way"): groups.ALL,
 }
 
 
 @pytest.fixture
 def blind(monkeypatch):
     """No set can be read: a mistake that is only found in a run fails."""
-    for module in (ablation, gift, groups, ltsf, panels, prices):
+    for module in (ablation, etth1, gift, groups, ltsf, panels, prices):
         monkeypatch.setattr(module, "load", lambda *_: pytest.fail("a set was read"))
 
 
@@ -55,7 +56,7 @@ def test_a_wrong_choice_is_found_before_anything_runs_and_all_right_ones_are_nam
 
 
 @pytest.mark.usefixtures("blind")
-@pytest.mark.parametrize("command", ["ltsf", "gift", "panels", "prices"])
+@pytest.mark.parametrize("command", ["etth1", "ltsf", "gift", "panels", "prices"])
 def test_a_wrong_part_is_found_before_anything_is_read(command, tmp_path):
     done = asked(command, "--out", tmp_path, "--part", "all")
     assert isinstance(done.exception, ValueError)
@@ -129,6 +130,8 @@ def test_rows_of_another_machine_are_not_put_beside_new_ones():
     old = {"commit": "a", "machine": "one", "rows": [{"n": 1}, {"n": 2, "commit": "b"}, {"n": 3}]}
     left = not_measured(old, {"machine": "one"}, "rows", lambda row: row["n"] == 3)
     assert left == [{"n": 1, "commit": "a"}, {"n": 2, "commit": "b"}]
+    told = not_measured(old, {}, "rows", lambda row: row["n"] != 2, ("commit", "machine"))
+    assert told == [{"n": 2, "commit": "b", "machine": "one"}]
     with pytest.raises(ValueError, match=r"2 rows .* machine='one', and here it is 'two': choose another --out"):
         not_measured(old, {"machine": "two"}, "rows", lambda row: row["n"] == 3)
     assert not_measured(old, {"machine": "two"}, "rows", lambda row: True) == []

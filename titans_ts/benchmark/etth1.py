@@ -5,6 +5,9 @@ its training rows; every window of the test part counts, for every column. The l
 each window is forecast from its own context and what `fit` learnt (of each column its map, its profile and the mean of
 its training rows). The rows `frozen` and `updating` run through the test part as a stream, step by step, and their
 neural memory has seen everything before it; in `frozen` it stands still from the end of `fit` on.
+
+The peer is PatchTST of neuralforecast, trained on the training rows as in `ltsf`; it is run from an environment of its
+own by the same command, into the same folder.
 """
 
 from __future__ import annotations
@@ -26,8 +29,12 @@ from ..forecasting.linear import fit_linear
 from ..forecasting.panel import Float
 from ..forecasting.training import TrainConfig
 from ..models.timeseries import replace_memories
-from .runs import Cost, Score, commit, panel_of
+from . import ltsf
+from .neural import import_peers
+from .runs import Cost, Score, commit, not_measured, panel_of, require_known, require_part
 
+MODELS = ("seasonal naive", "ridge", "linear path alone", "backbone alone", "both")
+PEER = "PatchTST"
 TRAIN, VALIDATION, TEST = 8640, 2880, 2880
 HORIZON = 96
 
@@ -86,13 +93,38 @@ def score_stream(
     return score.result()
 
 
+def score_peer(z: Float, context: int, begin: int, end: int, seed: int) -> tuple[float, dict[str, float]]:
+    """CPU seconds to train the peer on the training rows, and its errors in the same windows."""
+    split = ltsf.Split(z[:end], TRAIN, begin - TRAIN)
+    began = time.process_time()
+    fitted = ltsf.peer(PEER, split, 24, context, HORIZON, seed)
+    cpu = time.process_time() - began
+    return cpu, ltsf.score_windows(fitted.say, split, fitted.context, (HORIZON,))[HORIZON].result()
+
+
 def run_etth1(
-    context: int, *, folder: str | None = None, seed: int = 0, part: str = "test", stream: bool = True, **train: Any
+    context: int,
+    *,
+    models: tuple[str, ...] = MODELS,
+    earlier: dict[str, Any] | None = None,
+    folder: str | None = None,
+    seed: int = 0,
+    part: str = "test",
+    stream: bool = True,
+    **train: Any,
 ) -> dict[str, Any]:
-    """All rows of the table for one context; `part="validation"` leaves the test rows unread.
+    """The rows of these models for one context, and those of others that an earlier run has; `part="validation"` leaves
+    the test rows unread.
 
     train: fields of `TrainConfig`, for experiments; the table of the documentation uses the defaults.
     """
+    order = (*MODELS, PEER)
+    require_known("model", models, order)
+    require_part(part)
+    about = {"dataset": "etth1", "part": part, "horizon": HORIZON, "context": context, "seed": seed}
+    kept = not_measured(earlier, about, "rows", lambda row: row["model"] in models, ("commit", "peak_rss_mb"))
+    if PEER in models:
+        import_peers(PEER)
     torch.set_num_threads(1)
     cost = Cost()
     _, z = standardised(folder)
@@ -108,15 +140,19 @@ def run_etth1(
         forecaster.fit(past)
         return time.process_time() - began
 
-    naive = SeasonalNaive(horizon=HORIZON, season_length=24)
-    add("seasonal naive", "-", "window", timed(naive), score_windows(naive, z, context, begin, end))
-    ridge, cpu = plain_ridge(past, context)
-    add("ridge", "-", "window", cpu, score_windows(ridge, z, context, begin, end))
+    if "seasonal naive" in models:
+        naive = SeasonalNaive(horizon=HORIZON, season_length=24)
+        add("seasonal naive", "-", "window", timed(naive), score_windows(naive, z, context, begin, end))
+    if "ridge" in models:
+        ridge, cpu = plain_ridge(past, context)
+        add("ridge", "-", "window", cpu, score_windows(ridge, z, context, begin, end))
     for name, changes in (
         ("linear path alone", {"steps": 0, "fading": False}),
         ("backbone alone", {"linear": False, "fading": False, **train}),
         ("both", train),
     ):
+        if name not in models:
+            continue
         # By the protocol the weights never see the validation rows.
         settings = TrainConfig(**{"validation": VALIDATION, "refit": False, **changes})
         forecaster = TitansForecaster(
@@ -135,18 +171,14 @@ def run_etth1(
         add(name, "on", "updating", cpu, score_stream(forecaster, z, begin, end))
         add(name, "on", "frozen", cpu, score_stream(frozen, z, begin, end))
         add(name, "zeroed", "frozen", cpu, score_stream(frozen, z, begin, end, silence))
-    return {
-        "dataset": "etth1",
-        "part": part,
-        "horizon": HORIZON,
-        "context": context,
-        "seed": seed,
-        "commit": commit(),
-        "peak_rss_mb": cost.peak_rss_mb(),
-        "rows": rows,
-    }
+    if PEER in models:
+        add(PEER, "-", "window", *score_peer(z, context, begin, end, seed))
+    run = {"commit": commit(), "peak_rss_mb": cost.peak_rss_mb()}
+    rows = [*kept, *({**row, **run} for row in rows)]
+    return {**about, "rows": sorted(rows, key=lambda row: order.index(row["model"]))}
 
 
 def etth1_table(result: dict[str, Any]) -> pd.DataFrame:
-    """The rows of a run as a frame."""
-    return pd.DataFrame(result["rows"]).set_index("model")
+    """The rows of a run as a frame; the peak is that of all fits that were made together."""
+    names = ["model", "memory", "mode", "mse", "mae", "fit_cpu_s", "peak_rss_mb"]
+    return pd.DataFrame(result["rows"])[names].set_index("model")

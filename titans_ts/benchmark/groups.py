@@ -4,6 +4,9 @@ Every set ends before its test part: ETTh1 and Weather before the test rows of t
 and the traffic sensors before their last fifth. Of what is left the rows before the last part are learnt from, those
 behind are scored, every window of them; the protocol is that of `ltsf`, with a shorter horizon, for what others tell
 of a series is news of the next hours. Contexts are the same for all.
+
+The peers are NHITS and PatchTST of neuralforecast, trained on the training rows as in `ltsf`; they are run from an
+environment of their own by the same command, into the same folder.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from ..data import describe, load
 from ..forecasting.forecaster import TitansForecaster
 from ..forecasting.training import TrainConfig
 from . import ltsf
-from .ltsf import Split, ridge, say_by, score_windows, seasonal_naive
+from .ltsf import Split, peer, ridge, say_by, score_windows, seasonal_naive
+from .neural import import_peers
 from .runs import Cost, commit, kept, require_known
 
 # horizon and context
@@ -34,6 +38,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "Titans, ensemble of 3": {"ensemble": 3},
 }
 BASELINES = {"ridge": ridge, "seasonal naive": seasonal_naive}
+PEERS = {model: partial(peer, model) for model in ("NHITS", "PatchTST")}
+ALL = (*WAYS, *BASELINES, *PEERS)
 
 
 def split_of(name: str, folder: str | None = None) -> Split:
@@ -50,12 +56,15 @@ def split_of(name: str, folder: str | None = None) -> Split:
 
 def run_groups(name: str, way: str, *, folder: str | None = None, seed: int = 0) -> dict[str, Any]:
     """One forecaster on one set: fitted once, every window scored over the first hours and the whole horizon."""
-    require_known("way", [way], (*WAYS, *BASELINES))
+    require_known("way", [way], ALL)
+    if way in PEERS:
+        import_peers(way)
     torch.set_num_threads(1)
     split, (horizon, context), cost = split_of(name, folder), SETS[name], Cost()
     season, joined = describe(name).season_length, 0
-    if way in BASELINES:
-        say, context, _ = BASELINES[way](split, season, context, horizon, seed)
+    if way not in WAYS:
+        learn = PEERS[way] if way in PEERS else BASELINES[way]
+        say, context, _ = learn(split, season, context, horizon, seed)
     else:
         forecaster = TitansForecaster(
             horizon=horizon,
@@ -89,11 +98,11 @@ def run_all_groups(
     """Every run in a JSON file of its own; what is there already is read, not run again. Only what is trained differs
     from seed to seed."""
     require_known("set", names, SETS)
-    require_known("way", ways, (*WAYS, *BASELINES))
+    require_known("way", ways, ALL)
     results = []
     for name in names:
         for way in ways:
-            for seed in seeds if way.startswith("Titans") else seeds[:1]:
+            for seed in seeds if way in PEERS or way.startswith("Titans") else seeds[:1]:
                 file = f"groups-{name}-{way}-{seed}.json".replace(" ", "_").replace(",", "")
                 results.append(kept(out / file, partial(run_groups, name, way, folder=folder, seed=seed)))
     return results

@@ -87,7 +87,9 @@ def fit_peer(model: str, rows: Float, context: int, horizon: int, seed: int, **c
 @torch.no_grad()
 def say_peer(peer: Any, contexts: Float) -> Float:
     """Its forecasts [B, H] of contexts [B, L]."""
-    said: Float = peer({"insample_y": torch.from_numpy(contexts).float().unsqueeze(-1)})[..., 0].double().numpy()
+    seen = torch.from_numpy(contexts).float().unsqueeze(-1)
+    none = dict.fromkeys(("futr_exog", "hist_exog", "stat_exog"))  # NHITS looks for them
+    said: Float = peer({"insample_y": seen, "insample_mask": torch.ones_like(seen), **none})[..., 0].double().numpy()
     return said
 
 
@@ -120,6 +122,7 @@ class QuantilePeer:
 
     It has what the benchmarks call: `fit`, `update`, which moves the contexts on and learns nothing, and `predict`. The
     context is as long as that of the forecaster of this package where nobody says. Quantiles that cross are sorted.
+    known: columns of numbers that are known ahead, for NHITS.
     """
 
     def __init__(
@@ -130,13 +133,15 @@ class QuantilePeer:
         season: int | None,
         levels: Sequence[float],
         seed: int,
+        known: tuple[str, ...] = (),
     ) -> None:
-        self.model, self.horizon, self.freq, self.levels = model, horizon, freq, tuple(levels)
+        self.model, self.horizon, self.freq, self.levels, self.known = model, horizon, freq, tuple(levels), known
         self.season_length_ = season_length(freq) if season is None else season
         self.seed = seed
 
     def fit(self, frame: pd.DataFrame) -> QuantilePeer:
         """Train on all rows."""
+        frame = self._columns(frame)
         lengths = frame.groupby("unique_id").size().to_numpy()
         self.context_ = context_of(lengths, self.season_length_, self.horizon)
         unfolded = int(lengths.max()) * (self.context_ + self.horizon)
@@ -146,6 +151,7 @@ class QuantilePeer:
             "batch_size": max(1, min(MOST_SERIES, UNFOLDED // unfolded)),
             "random_seed": self.seed,
             **PANEL_BUDGET,
+            **({"futr_exog_list": [*self.known]} if self.known else {}),
         }
         self.peer_ = train_peer(self.model, masked(frame), self.freq, self.levels, **options)
         self.recent_ = frame.groupby("unique_id").tail(self.context_)
@@ -153,17 +159,26 @@ class QuantilePeer:
 
     def update(self, frame: pd.DataFrame) -> QuantilePeer:
         """Take in the rows that follow."""
-        self.recent_ = pd.concat([self.recent_, frame]).groupby("unique_id").tail(self.context_)
+        rows = pd.concat([self.recent_, self._columns(frame)])
+        self.recent_ = rows.groupby("unique_id").tail(self.context_)
         return self
 
-    def predict(self, quantiles: Sequence[float]) -> pd.DataFrame:
-        """The next horizon of every series: `unique_id`, `ds`, the median and the quantiles, which must be `levels`."""
+    def predict(self, quantiles: Sequence[float], future: pd.DataFrame | None = None) -> pd.DataFrame:
+        """The next horizon of every series: `unique_id`, `ds`, the median and the quantiles, which must be `levels`.
+
+        future: `unique_id`, `ds` and the columns `known` of that horizon.
+        """
         if tuple(quantiles) != self.levels:
             raise ValueError(f"quantiles={tuple(quantiles)} must be the levels that were trained: {self.levels}.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            said = self.peer_.predict(df=masked(self.recent_.sort_values(["unique_id", "ds"], ignore_index=True)))
+            recent = masked(self.recent_.sort_values(["unique_id", "ds"], ignore_index=True))
+            said = self.peer_.predict(df=recent, **({"futr_df": future} if self.known else {}))
         values = np.sort(said.drop(columns=["unique_id", "ds"]).to_numpy(dtype=np.float64), axis=1)
         name = type(self).__name__
         columns = {f"{name}-ql{level:g}": values[:, place] for place, level in enumerate(self.levels)}
         return said[["unique_id", "ds"]].assign(**{name: values[:, self.levels.index(0.5)], **columns})
+
+    def _columns(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The columns that it reads: neuralforecast takes every other one for a covariate."""
+        return frame[["unique_id", "ds", "y", *self.known]]

@@ -130,10 +130,15 @@ def machine() -> str:
 
 
 def not_measured(
-    earlier: dict[str, Any] | None, about: dict[str, Any], part: str, measures: Callable[[dict[str, Any]], bool]
+    earlier: dict[str, Any] | None,
+    about: dict[str, Any],
+    part: str,
+    measures: Callable[[dict[str, Any]], bool],
+    told: tuple[str, ...] = ("commit",),
 ) -> list[dict[str, Any]]:
-    """The rows `earlier[part]` of another run that this one does not measure, each with its commit; an error where they
-    cannot stand beside new ones, for they are not of what this run says `about` itself.
+    """The rows `earlier[part]` of another run that this one does not measure, each with its commit, or with all that
+    was `told` of that run as a whole; an error where they cannot stand beside new ones, for they are not of what this
+    run says `about` itself.
 
     >>> old = {"commit": "4b1d", "torch": "2.9", "rows": [{"tokens": 1, "s": 3.0}, {"tokens": 2, "s": 6.0}]}
     >>> not_measured(old, {"torch": "2.9"}, "rows", lambda row: row["tokens"] == 1)
@@ -141,7 +146,8 @@ def not_measured(
     """
     if earlier is None:
         return []
-    left = [{"commit": earlier.get("commit"), **row} for row in earlier[part] if not measures(row)]
+    whole = {name: earlier.get(name) for name in told}
+    left = [{**whole, **row} for row in earlier[part] if not measures(row)]
     for name, value in about.items():
         if left and earlier.get(name) != value:
             raise ValueError(

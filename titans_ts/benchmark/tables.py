@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from math import isnan, nan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -48,12 +49,12 @@ def etth1(folder: Path) -> str:
     head = ["forecaster", "memory", "mode"]
     for run in runs:
         head += [f"{run['context']}: MSE", "MAE", "fit, CPU s"]
+    found = [{(row["model"], row["memory"], row["mode"]): row for row in run["rows"]} for run in runs]
     rows = []
-    for place, first in enumerate(runs[0]["rows"]):
-        row = [first["model"], first["memory"], first["mode"]]
-        for run in runs:
-            each = run["rows"][place]
-            row += [f"{each['mse']:.4f}", f"{each['mae']:.4f}", f"{each['fit_cpu_s']:.0f}"]
+    for case in dict.fromkeys(case for each in found for case in each):
+        row = list(case)
+        for each in (rows_of.get(case) for rows_of in found):
+            row += [f"{each['mse']:.4f}", f"{each['mae']:.4f}", f"{each['fit_cpu_s']:.0f}"] if each else ["", "", ""]
         rows.append(row)
     return markdown(head, rows)
 
@@ -488,15 +489,18 @@ def prices(folder: Path) -> str:
     markets = list(run["rows"][0]["mae"])
     head = ["forecaster", "covariates", "seeds", *(f"{name}: MAE" for name in markets)]
     head += ["relative", "80 % interval covers", "fit, CPU s"]
+    trained = {row["model"] for row in run["rows"] if row["seed"] is not None}
     rows = []
     for each in table.to_dict("records"):
-        seeds = str(each["seeds"]) if each["forecaster"] == "Titans" else "-"
+        seeds = str(each["seeds"]) if each["forecaster"] in trained else "-"
         numbers = [f"{each[name]:.2f}" for name in markets]
         last = [f"{each['relative_mae']:.3f}", f"{each['coverage-80']:.0%}", f"{each['fit_cpu_s']:.1f}"]
         rows.append([each["forecaster"], each["covariates"], seeds, *numbers, *last])
+    if "change" not in run:
+        return markdown(head, rows)
     found = run["change"]
     said = f"**{found['change']:+.1%}** ({found['low']:+.1%} to {found['high']:+.1%})"
-    rows.append(["change by the covariates (80 % interval)", "", "", *[""] * len(markets), said, "", ""])
+    rows.append(["change by the covariates, Titans (80 % interval)", "", "", *[""] * len(markets), said, "", ""])
     return markdown(head, rows)
 
 
@@ -507,7 +511,7 @@ def groups(folder: Path) -> str:
     rows = []
     for (name, steps, way), each in zip(table.index, table.to_dict("records"), strict=True):
         errors = [f"{each[kind]:.4f}" for kind in ("mse", "mae")]
-        told = [f"{each['crps']:.4f}", f"{each['coverage-80']:.0%}"] if each["crps"] == each["crps"] else ["", ""]
+        told = ["", ""] if isnan(each.get("crps", nan)) else [f"{each['crps']:.4f}", f"{each['coverage-80']:.0%}"]
         heard = f"{each['joined']:.0f} of {each['of']:.0f}" if "joined" in way else ""
         rows.append([name, str(steps), way, *errors, *told, heard, f"{each['fit, CPU s']:.0f}"])
     head = ["set", "steps", "forecaster", "MSE", "MAE", "CRPS", "80 % interval covers", "series that listen"]
@@ -516,7 +520,7 @@ def groups(folder: Path) -> str:
 
 def place_of(run: dict[str, Any]) -> tuple[int, int]:
     """Where a run of `groups` stands in its table."""
-    return list(joined.SETS).index(run["set"]), [*joined.WAYS, *joined.BASELINES].index(run["way"])
+    return list(joined.SETS).index(run["set"]), joined.ALL.index(run["way"])
 
 
 def length(folder: Path) -> str:
