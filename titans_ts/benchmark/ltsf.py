@@ -121,7 +121,7 @@ def score_windows(say: Say, split: Split, context: int, horizons: tuple[int, ...
             truth = truths[whole, :, :horizon]
             score.add(point[whole, :, :horizon], truth)
             if isinstance(said, Forecast):
-                quantiles = said.quantiles.reshape(*truths.shape, -1)[whole, :, :horizon]
+                quantiles = said.cut().quantiles.reshape(*truths.shape, -1)[whole, :, :horizon]
                 score.add_quantiles(quantiles, said.levels, truth)
     return scores
 
@@ -141,7 +141,7 @@ def score_stream(
         for horizon, score in scores.items():
             if origin + horizon <= end:
                 score.add(said.point[:, :horizon], truth[:, :horizon])
-                score.add_quantiles(said.quantiles[:, :horizon], said.levels, truth[:, :horizon])
+                score.add_quantiles(said.cut().quantiles[:, :horizon], said.levels, truth[:, :horizon])
     return scores
 
 
