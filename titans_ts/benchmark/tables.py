@@ -103,10 +103,23 @@ def mebibytes(number: float) -> str:
     return f"{number:.2f}" if number < 10 else f"{number:,.0f}"
 
 
+STREAM = ["microseconds a series", "compiled: median", "p99", "torch: median", "p99", "ratio"]
+
+
+def times_of(case: dict[str, Any]) -> list[str]:
+    """The row of one case under `STREAM`."""
+    said = [microseconds(case[side][name]) for side in ("fused", "torch") for name in ("median_us", "p99_us")]
+    return [case["case"], f"**{said[0]}**", *said[1:], f"{case['ratio']:g}"]
+
+
+def stream_times(folder: Path) -> str:
+    """Microseconds a series of one observation, compiled and in torch."""
+    return markdown(STREAM, [times_of(case) for run in read_runs(folder, "stream.json") for case in run["cases"]])
+
+
 def stream(folder: Path) -> str:
-    """Microseconds a series of one observation, compiled and in torch, with CPU time, memory and rate of both."""
-    head = ["microseconds a series", "compiled: median", "p99", "torch: median", "p99", "ratio"]
-    head += ["compiled: CPU, us", "MiB, rise + state", "GFLOP/s", "torch: CPU, us", "MiB, rise + state", "GFLOP/s"]
+    """The same, with CPU time, memory and rate of both."""
+    sides = ["compiled: CPU, us", "MiB, rise + state", "GFLOP/s", "torch: CPU, us", "MiB, rise + state", "GFLOP/s"]
 
     def costs_of(found: dict[str, Any]) -> list[str]:
         cpu = microseconds(found["cpu_us"]) if "cpu_us" in found else ""
@@ -115,13 +128,10 @@ def stream(folder: Path) -> str:
 
     rows = []
     for run in read_runs(folder, "stream.json"):
-        for case in run["cases"]:
-            said = [microseconds(case[side][name]) for side in ("fused", "torch") for name in ("median_us", "p99_us")]
-            costs = costs_of(case["fused"]) + costs_of(case["torch"])
-            rows.append([case["case"], f"**{said[0]}**", *said[1:], f"{case['ratio']:g}", *costs])
+        rows += [[*times_of(case), *costs_of(case["fused"]), *costs_of(case["torch"])] for case in run["cases"]]
         if "product_gflops" in run:
             rows.append(["a plain product, same run", *[""] * 10, f"{run['product_gflops']:.1f}"])
-    return markdown(head, rows)
+    return markdown([*STREAM, *sides], rows)
 
 
 def stream_peers(folder: Path) -> str:
@@ -658,6 +668,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "compiled": compiled,
     "gpu": gpu,
     "stream": stream,
+    "stream_times": stream_times,
     "stream_peers": stream_peers,
     "prices": prices,
     "groups": groups,
