@@ -86,6 +86,62 @@ def test_other_units_have_the_same_forecast_in_these_units():
         np.testing.assert_allclose(other[name], -7.0 + 0.3 * said[name], rtol=1e-6, atol=1e-6)
 
 
+def test_the_unit_of_one_series_is_its_own():
+    y = np.random.default_rng(0).poisson(np.exp(np.random.default_rng(1).normal(size=(160, 8)))).astype(float)
+    other = y.copy()
+    other[:, 2] *= 1e4
+    one, two = (make(point="median").fit(long(values)) for values in (y, other))
+    assert one.grain_.speaks
+    assert one.grain_.lift == two.grain_.lift
+    said, same = (forecaster.predict(**ASKED) for forecaster in (one, two))
+    unit = np.where(said["unique_id"] == 2, 1e4, 1.0)
+    for name in columns(said):
+        np.testing.assert_allclose(same[name], unit * said[name], rtol=1e-6, atol=1e-6)
+
+
+def test_a_value_off_the_steps_ends_them(tmp_path):
+    forecaster, stream = fitted(), StreamingForecaster.from_forecaster(fitted())
+    new = sales(seed=4)[:1]
+    new[0, 3] = 0.4
+    forecaster.update(long(new, 120))
+    stream.update(np.arange(SERIES), new[0])
+    said = forecaster.predict(quantiles=LEVELS)
+    whole = (said[columns(said)] == said[columns(said)].round()).all(axis=1).groupby(said["unique_id"]).all()
+    assert whole.index[~whole].tolist() == [3]
+    for row in (2, 3):
+        there = said[said["unique_id"] == row]
+        np.testing.assert_allclose(stream.forecast(row).point[0], there[NAME], rtol=1e-4)
+    assert stream.panel_state().loose.tolist() == forecaster._known.state.loose.tolist()
+    forecaster.save(tmp_path / "loose")
+    assert TitansForecaster.load(tmp_path / "loose").predict(quantiles=LEVELS).equals(said)
+
+
+def test_a_history_in_other_units_has_no_steps():
+    history = long(sales(seed=5)[:60] / 1000)
+    said = fitted().predict(y=history, level=80)
+    assert (said[f"{NAME}-hi-80"] % 1 != 0).mean() > 0.9
+
+
+def test_a_picture_shows_what_is_forecast():
+    pytest.importorskip("matplotlib")
+    y = sales()
+    y[:, 0] = 0.5 + 10 * y[:, 0]
+    forecaster = make(point="median").fit(long(y))
+    said = forecaster.predict(level=80)
+    figure = forecaster.plot(ids=[1, 0, 29], level=80)
+    for axis, row in zip(figure.axes, (1, 0, 29), strict=True):
+        (area,) = axis.collections
+        drawn = np.unique(area.get_paths()[0].vertices[:, 1])
+        there = said[said["unique_id"] == row]
+        assert set(drawn) == {*there[f"{NAME}-lo-80"], *there[f"{NAME}-hi-80"]}
+
+
+def test_nothing_leaves_the_grid_to_be_at_least_nothing():
+    grid = Grid(np.array([1.0]), np.array([0.5]), np.array([0.5]))
+    forecast = Forecast(np.zeros((1, 1)), np.array([[[-1.2, -0.2, 1.6]]]), (0.1, 0.5, 0.9), least=0.0, grid=grid)
+    assert forecast.cut().quantiles.tolist() == [[[0.5, 0.5, 1.5]]]
+
+
 def test_a_stream_and_a_checkpoint_say_the_same(tmp_path):
     forecaster, new = fitted(), sales(seed=2)[:9]
     stream = StreamingForecaster.from_forecaster(forecaster)
@@ -144,6 +200,8 @@ def test_steps_are_found():
     assert step_of(np.array([np.nan]))[0] == 0.0
     assert step_of(random.normal(size=50))[0] == 0.0
     assert step_of(random.integers(0, 40, 500).astype(float))[0] == 0.0
+    assert step_of(np.repeat([9.99, 12.49], 20))[0] == 0.0  # a price that was raised
+    assert step_of(np.array([0.0, 0.0, 5.0, 0.0, 0.0])) == (5.0, 0.0)
 
 
 def test_a_grid_that_errs_more_is_none():

@@ -175,7 +175,7 @@ def _download(card: Card, folder: str | os.PathLike[str] | None) -> Path:
             if sha256 != card.sha256:
                 raise ValueError(_missing(card, folder, f"what {card.url} sends has another sha256: {sha256}"))
             return path.replace(target)
-    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, NotImplementedError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:  # or encrypted
         why = f"what {card.url} sends is not a whole archive with {card.file} in it ({error})"
         raise ValueError(_missing(card, folder, why)) from error
     except OSError as error:  # of the network (requests raises these too) or of the disk

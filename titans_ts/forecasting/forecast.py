@@ -11,6 +11,8 @@ import numpy as np
 
 from .panel import Float
 
+NEAR = 1e-9  # steps by which a value may miss its place and still be there
+
 
 class Grid(NamedTuple):
     """Where the values of each series can lie: at `base` and whole steps of `step` from it, `[N]` each, and anywhere
@@ -20,16 +22,17 @@ class Grid(NamedTuple):
     base: Float
     lift: Float
 
-    def moved(self, values: Float) -> Float:
-        """Values `[N, ...]` at the next place below, or above where the lift reaches it.
+    def moved(self, values: Float, least: float = -math.inf) -> Float:
+        """Values `[N, ...]` at the next place below, or above where the lift reaches it, and never below `least`.
 
         >>> Grid(np.array([1.0]), np.array([0.0]), np.array([0.5])).moved(np.array([[0.4, 0.6]])).tolist()
         [[0.0, 1.0]]
         """
         step, base, lift = (part.reshape(-1, *(1,) * (values.ndim - 1)) for part in self)
         whole = np.where(step > 0, step, 1.0)
-        there = base + whole * np.floor((values - base) / whole + lift + 1e-9)  # what lies there already stays
-        return np.where(step > 0, there, values)
+        lowest = np.ceil((least - base) / whole - NEAR)
+        there = base + whole * np.maximum(np.floor((values - base) / whole + lift + NEAR), lowest)
+        return np.where(step > 0, there, np.maximum(values, least))
 
 
 class Forecast(NamedTuple):
@@ -49,7 +52,7 @@ class Forecast(NamedTuple):
 
     def settled(self, values: Float) -> Float:
         """Values `[N, ...]` of what is forecast, on the grid and not below `least`."""
-        return np.maximum(values if self.grid is None else self.grid.moved(values), self.least)
+        return np.maximum(values, self.least) if self.grid is None else self.grid.moved(values, self.least)
 
     def cut(self) -> Forecast:
         """The same forecast with nothing below `least`, and quantiles on the grid.

@@ -527,11 +527,13 @@ class TitansForecaster(PanelForecaster):
             judged.bounds, own, judged.steps, self.levels_, factors,
         ).quantiles  # fmt: skip
         truth, quantiles = (self.transform_.back(part, own) for part in (judged.truth, quantiles))
-        return calibration, fit_grain(raw, judged.series, truth, quantiles, self.levels_, judged.scale)
+        scale = season_scales(raw, ends, self.season_length_)[judged.series]
+        return calibration, fit_grain(raw, judged.series, truth, quantiles, self.levels_, scale)
 
     def _start(self, panel: Panel) -> PanelState:
-        panel = self.transform_.of(panel)
-        return self._through(self._before(panel), panel, _heard, np.arange(len(panel)), adapt=True)
+        bent = self.transform_.of(panel)
+        state = self._through(self._before(bent), bent, _heard, np.arange(len(panel)), adapt=True)
+        return self._loosened(state, panel)
 
     def _start_to_judge(self, panel: Panel) -> PanelState:
         recent = panel.lengths - self.model_.config.context
@@ -563,6 +565,7 @@ class TitansForecaster(PanelForecaster):
             steps=steps,
             fading=self.fading_.start(panel.ids, steps.device),
             widths=start_widths(count, self.model_.config.horizon, steps.device),
+            loose=torch.zeros(count, dtype=torch.bool, device=steps.device),
             covariates=() if self.covariates_ is None else self.covariates_.start(panel, steps.device),
             voices=tuple(voice.model.initial_state(count) for voice in self.voices_),
         )
@@ -581,7 +584,16 @@ class TitansForecaster(PanelForecaster):
             return put_rows(_heard(state), place, _heard(part))
 
         part = self._through(select_rows(state, place), self.transform_.of(new), heard, rows, adapt=self.adapt)
-        return put_rows(state, place, part)
+        return put_rows(state, place, self._loosened(part, new))
+
+    def _loosened(self, part: PanelState, new: Panel) -> PanelState:
+        """The state after these rows, on their own scale: whether one of them lies off the steps of its series."""
+        if not self.grain_.speaks:
+            return part
+        owner = np.repeat(np.arange(len(new)), new.lengths)
+        off = self.grain_.misses(new.values, part.fading.own.cpu().numpy()[owner])
+        missed = torch.from_numpy(np.bincount(owner, off, minlength=len(new)) > 0)
+        return part._replace(loose=part.loose | missed.to(part.loose.device))
 
     def _through(
         self,
@@ -656,7 +668,7 @@ class TitansForecaster(PanelForecaster):
         spoken, own = self._spoken(part, _heard(state), np.asarray(rows)), part.fading.own.cpu().numpy()
         point = spoken.median if self.point == "median" else spoken.mean
         points, quantiles = (self.transform_.back(part, own) for part in (point, spoken.quantiles))
-        grid = self.grain_.at(own)
+        grid = self.grain_.at(own, part.loose.cpu().numpy())
         if grid is not None and self.point == "median":
             points = grid.moved(points)
         return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails, grid=grid)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from jaxtyping import Int as IntTensor
 from torch import Tensor
 
@@ -29,12 +30,13 @@ VALUES = 2**19  # values of the windows of one pass, 4 MB; with what is computed
 class PanelState(NamedTuple):
     """What is kept of every series: the model's state, which step of the clock comes next (`LOST`: that is not known,
     nor is the place of the season), its fading memories, the widths of its intervals, and what its covariates leave
-    behind (nothing without covariates)."""
+    behind (nothing without covariates), and whether a value lay off the steps of its series (`Grain`)."""
 
     series: SeriesState
     steps: IntTensor[Tensor, " N"]
     fading: FadingState
     widths: WidthState
+    loose: Bool[Tensor, " N"]
     covariates: Any = ()  # a CovariateState
     voices: tuple[SeriesState, ...] = ()  # of the further models of an ensemble
 

@@ -47,8 +47,7 @@ def draw(
         begun = int(np.isfinite(values[row]).argmax())  # what lies before the series began is no part of the picture
         axis.plot(before_NT[row, begun:], values[row, begun:], color=PAST, linewidth=1.2, label="observed")
         for place, level in enumerate(sorted(levels, reverse=True)):
-            one = forecast._replace(point=forecast.point[[row]], quantiles=forecast.quantiles[[row]])
-            low, high = quantiles_at(one, interval_levels(level))[0].T
+            low, high = quantiles_at(forecast, interval_levels(level))[row].T
             shade = 0.15 + 0.2 * place / len(levels)
             axis.fill_between(
                 after_NH[row], low, high, color=FUTURE, alpha=shade, linewidth=0, label=f"{level:g} % interval"

@@ -70,6 +70,7 @@ def to_checkpoint(forecaster: TitansForecaster) -> tuple[dict[str, Any], dict[st
     tensors |= state_tensors(known.state.series)
     tensors |= {
         "steps": known.state.steps,
+        "loose": known.state.loose,
         "rates": torch.from_numpy(forecaster.fading_.rates),
         "rate_weights": torch.from_numpy(forecaster.fading_.weights),
         "known": torch.from_numpy(forecaster.fading_.known),
@@ -155,6 +156,7 @@ def restore(forecaster: TitansForecaster, config: dict[str, Any], tensors: dict[
             steps=tensors["steps"].to(forecaster._device()),
             fading=FadingState(*(tensors[f"fading.{name}"].to(forecaster._device()) for name in FadingState._fields)),
             widths=WidthState(*(tensors[f"widths.{name}"].to(forecaster._device()) for name in WidthState._fields)),
+            loose=tensors["loose"].to(forecaster._device()),
             covariates=beside,
             voices=states,
         ),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.config import require
@@ -58,6 +58,7 @@ class StreamingForecaster:
         levels: tuple[float, ...],
         transform: Arcsinh,
         grain: Grain,
+        loose: NDArray[np.bool_],
         *,
         adapt: bool = True,
         writes: bool = True,
@@ -66,7 +67,7 @@ class StreamingForecaster:
     ) -> None:
         self.model, self.readout, self.levels = model, readout, levels
         self.writes, self.point, self.non_negative = adapt and writes, point, non_negative
-        self.transform, self.grain = transform, grain
+        self.transform, self.grain, self._loose = transform, grain, loose
         *parts, own = (part.cpu().numpy().copy() for part in held)
         parts[2], parts[-1] = readout.seen, readout.usual  # the same arrays: an update is seen by both
         self._fading = (fading.rates, fading.weights, own, readout.known, *parts)
@@ -127,6 +128,7 @@ class StreamingForecaster:
             forecaster.levels_,
             forecaster.transform_,
             forecaster.grain_,
+            held.loose.cpu().numpy().copy(),
             adapt=forecaster.adapt,
             writes=model.config.backbone.writes,
             point=forecaster.point,
@@ -164,6 +166,8 @@ class StreamingForecaster:
                 f"the value of row {rows[first]} is negative ({values[first]:g}), and non_negative=True promises "
                 "values of 0 and more: correct it, or pass NaN where it is missing."
             )
+        if self.grain.speaks:
+            self._loose[rows] |= self.grain.misses(values, self._fading[2][rows])
         if self.transform.moves:
             values = self.transform.forward(values, self._fading[2][rows])
         standing, told, widths = self._widths
@@ -181,7 +185,11 @@ class StreamingForecaster:
         self.readout.steps[rows] += 1
 
     def forecast(self, rows: int | ArrayLike) -> Forecast:
-        """Forecasts [N, F] and quantiles [N, F, Q] of these series; nothing is changed."""
+        """Forecasts [N, F] and quantiles [N, F, Q] of these series; nothing is changed.
+
+        They are those of `predict` at the trained levels: with `non_negative=True` and of series that come in steps
+        they are cut and moved already, so that between two levels they can lie a step from what `predict` says there.
+        """
         if isinstance(rows, (int, np.integer)):
             require(bool(0 <= rows < len(self)), f"row {rows} does not exist: there are {len(self)} series.")
             self._row[0] = rows
@@ -193,7 +201,8 @@ class StreamingForecaster:
             points, quantiles = (self.transform.back(part, self._fading[2][places]) for part in (points, quantiles))
         if not self.non_negative and not self.grain.speaks:
             return Forecast(points, quantiles, self.levels, tails=self.tails)
-        least, grid = 0.0 if self.non_negative else -math.inf, self.grain.at(self._fading[2][places])
+        least = 0.0 if self.non_negative else -math.inf
+        grid = self.grain.at(self._fading[2][places], self._loose[places])
         if grid is not None and self.point == "median":
             points = grid.moved(points)
         return Forecast(points, quantiles, self.levels, least, self.tails, grid).cut()
@@ -215,7 +224,8 @@ class StreamingForecaster:
         _, _, own, _, *held = self._fading
         steps, *parts = (torch.from_numpy(part.copy()) for part in (self.readout.steps, *held, own))
         widths = WidthState(*(torch.from_numpy(part.copy()) for part in self._widths))
-        return PanelState(self.model.series_state(), steps, FadingState(*parts), widths)
+        loose = torch.from_numpy(self._loose.copy())
+        return PanelState(self.model.series_state(), steps, FadingState(*parts), widths, loose)
 
     def _checked(self, rows: ArrayLike) -> Int:
         places = np.array(

@@ -379,7 +379,8 @@ def train(
     model.eval()
     weight = 1.0 if linear is None else 0.0
     if not checks:
-        sequences = draw(usable, last, train_ends, length, warm, config.batch, generator)
+        count = max(config.batch, min(CHECKED, len(usable)))
+        sequences = draw(usable, last, train_ends, length, warm, count, generator)
         with torch.no_grad():
             return Fitted(weight, history, forecast_batch(model, linear, before, sequences, length, generator, origins))
     if parts is None:  # else the last look was at these very weights
