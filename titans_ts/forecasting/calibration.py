@@ -23,7 +23,9 @@ from .windows import series_scales
 Intervals: TypeAlias = Literal["auto", "conformal", "head"]
 
 SHARES = tuple(k / 10 for k in range(11))  # of the fading memories in the point forecast
-UNDECIDED = 0.5  # their share before anything was validated
+# their share before anything was validated: a short series knows itself better than what it shares with others
+UNDECIDED = 0.5
+SHORT = 0.75  # and where less than `FEWEST` horizons were
 # how much a share costs that is far from that one, where one horizon was validated: the other forecast was chosen on
 # the same rows and looks better there than it is
 DOUBT = 0.2
@@ -279,7 +281,7 @@ def calibrate(
         part[moving] for part in (judged.truth, judged.main, judged.fading, judged.ripe, judged.scale)
     )
     if not moving.any():
-        habits[:, 2] = UNDECIDED if mix else 0.0
+        habits[:, 2] = SHORT if mix else 0.0
         table = error_table(truth, judged.unit[moving], levels)
         return Calibration(0.0, 0.0, 0.0, 1.0, table, habits, np.ones((1 + count, 1)))
     head = None if judged.head is None else judged.head[moving]
@@ -603,18 +605,19 @@ def mixed_share(
     powers: tuple[int, ...] = (1, 2),
 ) -> float:
     """The share of the fading memories with the least error, absolute (1), squared (2) or the mean of both, relative to
-    none; half where nothing says otherwise, and the nearer to it the less was validated."""
+    none; `UNDECIDED` or `SHORT` where nothing says otherwise, and the nearer to it the less was validated."""
     step = ripe[:, None] * (fading - main)
     known = ~(np.isnan(truth) | np.isnan(step))
+    undecided = SHORT if horizons < FEWEST else UNDECIDED
     if not known.any() or not horizons:
-        return UNDECIDED
+        return undecided
     size = np.broadcast_to(scale[:, None], known.shape)[known]
     error, step = (truth - main)[known] / size, step[known] / size
     losses = [np.array([(np.abs(error - s * step) ** p).mean() for p in powers]) for s in SHARES]
     first = np.maximum(losses[0], 1e-300)
     doubt = DOUBT / max(horizons, 1.0)
     costs = [
-        float((loss / first).mean()) + doubt * (s - UNDECIDED) ** 2 for s, loss in zip(SHARES, losses, strict=True)
+        float((loss / first).mean()) + doubt * (s - undecided) ** 2 for s, loss in zip(SHARES, losses, strict=True)
     ]
     return SHARES[int(np.argmin(costs))]
 
