@@ -90,14 +90,16 @@ def test_a_series_has_a_share_of_its_own_where_enough_was_validated():
     assert np.ptp(shares) < 0.5
 
 
-def test_where_nothing_was_validated_the_share_is_a_half():
-    assert mixed_share(judged(0.0, 4.0, horizons=0.0)) == 0.5
-    assert mixed_share(judged(math.nan, 4.0)) == 0.5
+def test_where_nothing_was_validated_the_share_is_three_quarters():
+    assert mixed_share(judged(0.0, 4.0, horizons=0.0)) == 0.75
+    assert mixed_share(judged(math.nan, 4.0)) == 0.75
+    assert mixed_share(judged(math.nan, 4.0, horizons=4.0)) == 0.5
 
 
-def test_the_less_was_validated_the_nearer_the_share_is_to_a_half():
-    shares = [mixed_share(judged(0.0, 0.7, horizons=horizons)) for horizons in (1.0, 4.0, 100.0)]
+def test_the_less_was_validated_the_nearer_the_share_is_to_what_it_was_before():
+    shares = [mixed_share(judged(0.0, 0.7, horizons=horizons)) for horizons in (1.0, 3.9, 4.0, 100.0)]
     assert shares == sorted(shares, reverse=True)
+    assert shares[1] > shares[2]
     assert shares[0] > shares[-1]
 
 
