@@ -92,8 +92,8 @@ def test_a_series_has_a_share_of_its_own_where_enough_was_validated():
 
 def test_where_nothing_was_validated_the_share_is_three_quarters():
     assert mixed_share(judged(0.0, 4.0, horizons=0.0)) == 0.75
-    assert mixed_share(judged(math.nan, 4.0)) == 0.75
-    assert mixed_share(judged(math.nan, 4.0, horizons=4.0)) == 0.5
+    assert mixed_share(judged(math.nan, 4.0, horizons=1.0)) == 0.75
+    assert mixed_share(judged(math.nan, 4.0)) == 0.5
 
 
 def test_the_less_was_validated_the_nearer_the_share_is_to_what_it_was_before():
