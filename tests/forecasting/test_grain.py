@@ -1,7 +1,8 @@
 """Series that come in steps: so do quantiles, medians and paths; a mean, and all else, lies where it lay."""
 
+import copy
 import functools
-import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from titans_ts import MemoryConfig, TitansForecaster, TrainConfig
 from titans_ts.forecasting.door import read
 from titans_ts.forecasting.forecast import Forecast, Grid, quantiles_at
 from titans_ts.forecasting.grain import fit_grain, smooth, step_of
+from titans_ts.forecasting.judging import said_in_validation
 from titans_ts.forecasting.streaming import StreamingForecaster
 from titans_ts.models.config import BackboneConfig
 
@@ -40,11 +42,11 @@ def sales(length=120, seed=0):
 
 @functools.cache
 def _fitted(point="median", unit=1.0, base=0.0):
-    return pickle.dumps(make(point=point).fit(long(base + unit * sales())))
+    return make(point=point).fit(long(base + unit * sales()))
 
 
 def fitted(*args):
-    return pickle.loads(_fitted(*args))
+    return copy.deepcopy(_fitted(*args))
 
 
 def columns(said):
@@ -140,6 +142,28 @@ def test_nothing_leaves_the_grid_to_be_at_least_nothing():
     grid = Grid(np.array([1.0]), np.array([0.5]), np.array([0.5]))
     forecast = Forecast(np.zeros((1, 1)), np.array([[[-1.2, -0.2, 1.6]]]), (0.1, 0.5, 0.9), least=0.0, grid=grid)
     assert forecast.cut().quantiles.tolist() == [[[0.5, 0.5, 1.5]]]
+
+
+def test_a_median_that_cannot_be_negative_stays_on_the_grid_too():
+    y = 2.0 * (np.random.default_rng(0).random((120, 4)) < 0.1) + 1.0  # 1, now and then 3
+    forecaster = make(point="median", non_negative=True).fit(long(y))
+    forecaster.calibration_ = replace(forecaster.calibration_, lean=-9.0, bounded=False)  # far below nothing
+    stream = StreamingForecaster.from_forecaster(forecaster)
+    assert (forecaster.predict()[NAME] == 1.0).all()
+    assert (stream.forecast(np.arange(4)).point == 1.0).all()
+
+
+def test_a_panel_too_short_to_validate_is_judged_by_many_of_its_series(monkeypatch):
+    judged = []
+
+    def recorded(*arguments):
+        judged.append(said_in_validation(*arguments))
+        return judged[-1]
+
+    monkeypatch.setattr("titans_ts.forecasting.forecaster.said_in_validation", recorded)
+    y = np.random.default_rng(0).poisson(0.5, size=(16, 120)).astype(float)
+    make(context_length=4, train=TrainConfig(steps=2, batch=4, validation=0)).fit(long(y))
+    assert len(np.unique(judged[0].series)) > 60
 
 
 def test_a_stream_and_a_checkpoint_say_the_same(tmp_path):

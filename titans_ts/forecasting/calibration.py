@@ -23,9 +23,8 @@ from .windows import series_scales
 Intervals: TypeAlias = Literal["auto", "conformal", "head"]
 
 SHARES = tuple(k / 10 for k in range(11))  # of the fading memories in the point forecast
-# their share before anything was validated: a short series knows itself better than what it shares with others
-UNDECIDED = 0.5
-SHORT = 0.75  # and where less than `FEWEST` horizons were
+UNDECIDED = 0.5  # their share before anything was validated
+SHORT = 0.75  # the same where less than `FEWEST` horizons can be: what is short knows itself better than its neighbours
 # how much a share costs that is far from that one, where one horizon was validated: the other forecast was chosen on
 # the same rows and looks better there than it is
 DOUBT = 0.2

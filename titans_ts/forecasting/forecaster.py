@@ -102,7 +102,8 @@ class TitansForecaster(PanelForecaster):
         learnt on, and not of a series with an edge or that `fit` did not see. Where the errors are skewed, the median
         lies off the mean.
         Where all values of a series in `fit` lie whole steps apart, of a quarter of their deviation or more (counts),
-        so do quantiles, paths and a median, unless that errs more on the validation rows or there are covariates.
+        so do quantiles, paths and a median, until a value comes that does not; unless that errs more on the validation
+        rows, or there are covariates.
         Nothing is forecast beyond a least or greatest value at which a series stood at least ten times and a tenth of
         its time (nights without sun), unless validation rows lay beyond. Of a short history of a series that `fit` saw
         it must be that of the series.
@@ -670,7 +671,7 @@ class TitansForecaster(PanelForecaster):
         points, quantiles = (self.transform_.back(part, own) for part in (point, spoken.quantiles))
         grid = self.grain_.at(own, part.loose.cpu().numpy())
         if grid is not None and self.point == "median":
-            points = grid.moved(points)
+            points = grid.moved(points, 0.0 if self.non_negative else -math.inf)
         return Forecast(points, quantiles, self.levels_, tails=self.calibration_.tails, grid=grid)
 
     @torch.no_grad()

@@ -204,7 +204,7 @@ class StreamingForecaster:
         least = 0.0 if self.non_negative else -math.inf
         grid = self.grain.at(self._fading[2][places], self._loose[places])
         if grid is not None and self.point == "median":
-            points = grid.moved(points)
+            points = grid.moved(points, least)
         return Forecast(points, quantiles, self.levels, least, self.tails, grid).cut()
 
     def _spoken(self, rows: Int) -> tuple[Float, Float, Float]:
